@@ -1,0 +1,160 @@
+"""The interaction graph: edge index, normalised adjacency, what a removal can affect, importance of nodes.
+
+Nodes are numbered users first; item ``i`` is node ``num_users + i``. An ``edge_index`` is a plain ``[2, 2E]`` tensor
+with both directions of every edge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import degree
+
+
+def bipartite_edge_index(user: Tensor, item: Tensor, num_users: int) -> Tensor:
+    """Build the ``[2, 2E]`` edge index of ``E`` user-item pairs, both directions, items offset by ``num_users``.
+
+    Example:
+        >>> bipartite_edge_index(torch.tensor([0, 1]), torch.tensor([0, 0]), num_users=2)
+        tensor([[0, 1, 2, 2],
+                [2, 2, 0, 1]])
+    """
+    # A graph first built inside a validation loop must still be differentiable through in a later fit.
+    with torch.inference_mode(False):
+        user, item = user.clone(), item + num_users
+        return torch.stack([torch.cat([user, item]), torch.cat([item, user])])
+
+
+_adjacencies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def normalized_adjacency(edge_index: Tensor, num_nodes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    r"""Return :math:`D^{-1/2} A D^{-1/2}` as a sparse CSR tensor ``[num_nodes, num_nodes]``.
+
+    Isolated nodes have empty rows, as in PyG's ``gcn_norm`` without self-loops. The result is kept as long as this
+    very ``edge_index`` tensor lives and vanishes with it, so that no copy of a forgotten edge outlives the graph.
+
+    Example:
+        >>> normalized_adjacency(torch.tensor([[0, 1], [1, 0]]), 2).to_dense()
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    cached: dict[tuple[int, torch.dtype], Tensor] = _adjacencies.setdefault(edge_index, {})
+    if (num_nodes, dtype) not in cached:
+        with torch.inference_mode(False), torch.no_grad():
+            row, column = edge_index[0].clone(), edge_index[1].clone()
+            scale = degree(row, num_nodes, dtype).pow_(-0.5)
+            scale[scale.isinf()] = 0.0
+            coo = torch.sparse_coo_tensor(
+                torch.stack([row, column]), scale[row] * scale[column], (num_nodes, num_nodes), check_invariants=False
+            )
+            cached[num_nodes, dtype] = coo.coalesce().to_sparse_csr()
+    return cached[num_nodes, dtype]
+
+
+class _SymmetricProduct(torch.autograd.Function):
+    """A x for a constant symmetric A: its backward and its forward derivative are the same product.
+
+    torch.sparse has no forward-mode derivative; this has every order and mode, and needs nothing saved but A.
+    """
+
+    @staticmethod
+    def forward(adjacency: _Constant, x: Tensor) -> Tensor:
+        return adjacency.matrix @ x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[_Constant, Tensor], output: Tensor) -> None:
+        ctx.adjacency = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, _SymmetricProduct.apply(ctx.adjacency, gradient)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        product: Tensor = _SymmetricProduct.apply(ctx.adjacency, tangent)
+        return product
+
+
+class _Constant:
+    """Hides the sparse matrix from torch.func, whose wrappers do not know sparse layouts."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+
+def propagate(adjacency: Tensor, x: Tensor) -> Tensor:
+    """Multiply a constant symmetric CSR ``adjacency [N, N]`` with ``x [N, d]``, differentiable in ``x`` to any order.
+
+    Example:
+        >>> propagate(normalized_adjacency(torch.tensor([[0, 1], [1, 0]]), 2), torch.tensor([[1.0], [2.0]]))
+        tensor([[2.],
+                [1.]])
+    """
+    product: Tensor = _SymmetricProduct.apply(_Constant(adjacency), x)
+    return product
+
+
+def affected_nodes(edge_index: Tensor, endpoints: Tensor, num_nodes: int, hops: int) -> Tensor:
+    """Mark the nodes within ``hops`` message-passing hops of ``endpoints``: a bool mask ``[num_nodes]``.
+
+    With the old graph and the endpoints of the forgotten edges, no node outside the mask can have changed its
+    representation in a ``hops``-layer model. It is ``hops`` and not ``hops - 1``, because losing an edge changes an
+    endpoint's degree and with it the normalised weights of all its other edges.
+
+    Example:
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> affected_nodes(path, torch.tensor([0]), num_nodes=3, hops=1)
+        tensor([ True,  True, False])
+    """
+    reached = torch.zeros(num_nodes, dtype=torch.bool, device=edge_index.device)
+    reached[endpoints] = True
+    for _ in range(hops):
+        reached[edge_index[1, reached[edge_index[0]]]] = True
+    return reached
+
+
+class Importance(MessagePassing):
+    r"""Importance of every node for a forget set: :math:`K` rounds of mean aggregation with the node itself.
+
+    .. math::
+
+        s_0(v) = \#F(v) / \deg(v), \qquad
+        s_{k+1}(v) = \frac{1}{\deg(v)} \sum_{u \in N(v) \cup \{v\}} s_k(u)
+
+    Isolated nodes score zero. Source: arXiv 2307.02147, section 3.3.
+
+    Args:
+        hops: the number :math:`K` of message-passing rounds.
+
+    Shapes:
+        - input: ``edge_index [2, 2E]``, forgotten interactions per node ``counts [N]``
+        - output: scores ``[N]``
+
+    Example:
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> Importance(hops=1)(path, torch.tensor([1.0, 1.0, 0.0]))
+        tensor([1.5000, 0.7500, 0.5000])
+    """
+
+    def __init__(self, hops: int) -> None:
+        super().__init__(aggr="sum")
+        self.hops = hops
+
+    def forward(self, edge_index: Tensor, counts: Tensor) -> Tensor:
+        """Return the scores ``[N]`` after :attr:`hops` rounds."""
+        inverse = degree(edge_index[0], counts.numel(), counts.dtype).reciprocal()
+        inverse[inverse.isinf()] = 0.0
+        score = counts * inverse
+        for _ in range(self.hops):
+            received: Tensor = self.propagate(edge_index, x=score.unsqueeze(-1))
+            score = inverse * (score + received.squeeze(-1))
+        return score
+
+    def message(self, x_j: Tensor) -> Tensor:
+        """Pass the neighbour's score on unchanged; the mean is taken by the receiver's degree."""
+        return x_j

@@ -6,6 +6,7 @@ with both directions of every edge.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -52,7 +53,9 @@ def normalized_adjacency(edge_index: Tensor, num_nodes: int, dtype: torch.dtype 
             coo = torch.sparse_coo_tensor(
                 torch.stack([row, column]), scale[row] * scale[column], (num_nodes, num_nodes), check_invariants=False
             )
-            cached[num_nodes, dtype] = coo.coalesce().to_sparse_csr()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+                cached[num_nodes, dtype] = coo.coalesce().to_sparse_csr()
     return cached[num_nodes, dtype]
 
 

@@ -1,0 +1,280 @@
+"""What is to be forgotten, in the ids of whoever asks.
+
+Ids are compared by their text: 42 and ``"42"`` name the same user, whether the data came from a file or from an
+array of integers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import json
+import math
+import os
+import re
+import secrets
+from bisect import bisect_right
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.sources import read_text_table
+
+Pair = tuple[Any, Any]
+LineKey = tuple[str, Hashable]
+"""A kind (``"user"``, ``"item"``, ``"interaction"``) and the text of the id, or the pair of texts."""
+
+_KINDS = {"users": "user", "items": "item", "interactions": "interaction"}
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+')
+
+
+def id_text(value: Any) -> str:
+    """Return the text by which an id is compared: ``str``, with whole floats as integers.
+
+    Example:
+        >>> id_text(42), id_text("42"), id_text(42.0), id_text("007")
+        ('42', '42', '42', '007')
+    """
+    if type(value) is str:
+        return value
+    if hasattr(value, "item"):  # numpy scalars and tensors of one element
+        value = value.item()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class UnlearningRequest:
+    """What to forget: whole users, whole items and single interactions, in the data's own ids.
+
+    Args:
+        users: Ids of users to forget with everything they did; any iterable.
+        items: Ids of items to forget with everything done to them; any iterable.
+        interactions: ``(user, item)`` pairs; any iterable of pairs, or an array ``[n, 2]``.
+        lines: Where each id stands in the file it came from; filled by :meth:`from_file`.
+
+    Raises:
+        RequestError: If nothing is asked for, an id is missing, or the ids are not in an iterable.
+
+    Example:
+        >>> UnlearningRequest(users=[42]) | UnlearningRequest(users=["42"], items=["a"])
+        UnlearningRequest(users=(42,), items=('a',), interactions=())
+        >>> UnlearningRequest(users=[1, 2]) == UnlearningRequest(users=["2", "1"])
+        True
+    """
+
+    users: Collection[Any] = ()
+    items: Collection[Any] = ()
+    interactions: Collection[Any] = ()
+    lines: Mapping[LineKey, int] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "users", _ids(self.users, "users"))
+        object.__setattr__(self, "items", _ids(self.items, "items"))
+        object.__setattr__(self, "interactions", _pairs(self.interactions))
+        if not (self.users or self.items or self.interactions):
+            raise RequestError("the request is empty; name at least one user, item or interaction to forget.")
+
+    @functools.cached_property
+    def texts(self) -> dict[LineKey, Any]:
+        """Every id once, by kind and text, in the form in which it was given first."""
+        texts: dict[LineKey, Any] = {}
+        for kind, values in (("user", self.users), ("item", self.items)):
+            for value in values:
+                texts.setdefault((kind, id_text(value)), value)
+        for user, item in self.interactions:
+            texts.setdefault(("interaction", (id_text(user), id_text(item))), (user, item))
+        return texts
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, UnlearningRequest):
+            return NotImplemented
+        return self.texts.keys() == other.texts.keys()
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.texts))
+
+    def __or__(self, other: UnlearningRequest) -> UnlearningRequest:
+        if not isinstance(other, UnlearningRequest):
+            return NotImplemented
+        texts = self.texts | {key: value for key, value in other.texts.items() if key not in self.texts}
+        parts = {
+            part: [value for (kind, _), value in texts.items() if kind == _KINDS[part]] for part in _KINDS
+        }
+        return UnlearningRequest(**parts, lines={**other.lines, **self.lines})
+
+    def digest(self, key: bytes) -> str:
+        """Return the HMAC-SHA256 of the request in hex, whatever the order, repetition and type of the ids.
+
+        A plain hash could be reversed by trying all ids; this one only by who has the ``key`` (see
+        :func:`digest_key`).
+
+        Raises:
+            RequestError: If the key is empty.
+
+        Example:
+            >>> one, other = UnlearningRequest(users=[1, 2]), UnlearningRequest(users=["2", 1, 1])
+            >>> one.digest(b"k") == other.digest(b"k")
+            True
+        """
+        if not key:
+            raise RequestError("the digest's key is empty; pass at least one byte, or digest_key().")
+        canonical = json.dumps(sorted([kind, text] for kind, text in self.texts), separators=(",", ":"))
+        return hmac.new(key, canonical.encode(), hashlib.sha256).hexdigest()
+
+    @classmethod
+    def from_file(cls, path: str | Path, user: str = "user", item: str = "item") -> UnlearningRequest:
+        """Read a request from a CSV or JSON file, remembering the line of every id for later errors.
+
+        Args:
+            path: A CSV file with the columns ``user`` and/or ``item`` (a row with both is an interaction, a
+                row with one a whole user or item), or a JSON file ``{"users": [...], "items": [...],
+                "interactions": [[user, item], ...]}``.
+            user: Name of the CSV file's column of users.
+            item: Name of the CSV file's column of items.
+
+        Raises:
+            RequestError: If the file cannot be read, or says nothing, or something else than a request.
+        """
+        path = Path(path)
+        try:
+            if path.suffix.lower() == ".json":
+                parts, lines = _read_json(path)
+            elif ".csv" in (suffix.lower() for suffix in path.suffixes):
+                parts, lines = _read_csv(path, user, item)
+            else:
+                raise RequestError(
+                    "this kind of file is not supported; write .csv (possibly compressed) or .json."
+                )
+            return cls(**parts, lines=lines)
+        except (RequestError, DataError) as error:
+            raise RequestError(f"the request file {path.name!r} is refused: {error}") from error
+
+
+def digest_key() -> bytes:
+    """Return the key for digests: the environment variable ``LIGHTNING_IFRU_KEY``, or else a random one.
+
+    The random key lives as long as the process: without the variable, digests of two processes differ.
+    """
+    return os.environ.get("LIGHTNING_IFRU_KEY", "").encode() or _process_key()
+
+
+@functools.cache
+def _process_key() -> bytes:
+    return secrets.token_bytes(32)
+
+
+def _listed(values: Any, name: str, example: str) -> list[Any]:
+    if hasattr(values, "tolist"):  # arrays, tensors and Series give Python's own numbers
+        values = values.tolist()
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise RequestError(
+            f"{name}={values!r} is a {type(values).__name__}, not a list; write {name}={example}."
+        )
+    return list(values)
+
+
+def _ids(values: Any, name: str) -> tuple[Any, ...]:
+    ids = _listed(values, name, f"[{values!r}]" if isinstance(values, (str, int)) else "[...]")
+    for value in ids:
+        _check_id(value, name)
+    return tuple(ids)
+
+
+def _pairs(values: Any) -> tuple[Pair, ...]:
+    pairs = []
+    for value in _listed(values, "interactions", "[(user, item), ...]"):
+        pair = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise RequestError(f"interactions holds {value!r}, which is no pair; write [(user, item), ...].")
+        for part in pair:
+            _check_id(part, "interactions")
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
+
+
+def _check_id(value: Any, name: str) -> None:
+    missing = value is None or (isinstance(value, str) and not value)
+    if missing or (isinstance(value, float) and not math.isfinite(value)):
+        raise RequestError(f"{name} holds a missing id ({value!r}); give every id or leave the entry out.")
+    if not isinstance(value, Hashable) or isinstance(value, (tuple, bytes)):
+        raise RequestError(f"{name} holds {value!r}, which is no id; ids are strings or numbers.")
+
+
+def _read_csv(path: Path, user: str, item: str) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
+    table = read_text_table(path)
+    names = [name for name in (user, item) if name in table.columns]
+    if not names or user == item:
+        raise RequestError(
+            f"wanted a column {user!r} or {item!r}, or both, but its columns are {list(table.columns)}; "
+            "rename them, or name them by user= and item=."
+        )
+    if len(names) == 1 and len(table.columns) > 1:
+        # A misspelt column of items would otherwise turn every row into the erasure of a whole user.
+        raise RequestError(
+            f"it has the column {names[0]!r} but not {(item if names[0] == user else user)!r} beside "
+            f"{[name for name in table.columns if name not in names]}, so that single interactions and whole "
+            f"{'users' if names[0] == user else 'items'} cannot be told apart; name both or keep only one."
+        )
+    parts: dict[str, list[Any]] = {part: [] for part in _KINDS}
+    lines: dict[LineKey, int] = {}
+    empty = [""] * len(table)
+    users, items = (table[name].tolist() if name in names else empty for name in (user, item))
+    for line, user_id, item_id in zip(table.index.tolist(), users, items, strict=True):
+        if user_id and item_id:
+            parts["interactions"].append((user_id, item_id))
+            lines.setdefault(("interaction", (user_id, item_id)), line)
+        elif user_id or item_id:
+            parts["users" if user_id else "items"].append(user_id or item_id)
+            lines.setdefault(("user" if user_id else "item", user_id or item_id), line)
+        else:
+            raise RequestError(f"line {line} names neither user nor item; fill it in or delete it.")
+    return parts, lines
+
+
+def _read_json(path: Path) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"it is not JSON ({error.msg} in line {error.lineno}); correct it.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"it cannot be read as JSON in UTF-8 ({error}); check the file.") from error
+    unknown = sorted(set(content) - set(_KINDS)) if isinstance(content, dict) else [type(content).__name__]
+    if unknown:
+        raise RequestError(
+            f'wanted {{"users": [...], "items": [...], "interactions": [...]}}, got {unknown[0]!r}.'
+        )
+    request = UnlearningRequest(**content)
+    lines: dict[LineKey, int] = {}
+    scalars = _scalar_lines(text)
+    for part in content:  # the order of the file, which is also the order of the scalars
+        next(scalars)  # the key itself
+        for value in getattr(request, part):
+            if part == "interactions":
+                line, _ = islice(scalars, 2)
+                lines.setdefault(("interaction", (id_text(value[0]), id_text(value[1]))), line)
+            else:
+                lines.setdefault((_KINDS[part], id_text(value)), next(scalars))
+    return content, lines
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key given twice: the standard parser would silently drop the ids of the first."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise RequestError(
+            f"it has a key more than once ({[key for key, _ in pairs]}); put its ids in one list."
+        )
+    return content
+
+
+def _scalar_lines(text: str) -> Iterator[int]:
+    """The line of every string and number of a valid JSON text, in order (the parser does not tell)."""
+    ends = [match.start() for match in re.finditer("\n", text)]
+    for token in _JSON_TOKEN.finditer(text):
+        if token.group()[0] not in "[]{},:":
+            yield bisect_right(ends, token.start()) + 1

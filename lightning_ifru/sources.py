@@ -1,0 +1,188 @@
+"""Reading interactions: a CSV file or a mapping of columns becomes one plain table.
+
+Two things are promised. Ids stay what they are in the source: ``"007"`` and ``"NA"`` are ids, only an empty
+field is missing. And whatever is wrong with the source is said in one sentence that names the column and the
+first line.
+"""
+
+from __future__ import annotations
+
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from lightning_ifru.errors import DataError
+
+BoolArray = npt.NDArray[np.bool_]
+Source = str | Path | Mapping[str, Any]
+
+COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zip", ".zst")
+_UNREADABLE = (OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+
+
+def read_source(
+    source: Source, *, user: str, item: str, rating: str | None = None, timestamp: str | None = None
+) -> pd.DataFrame:
+    """Read interactions into a table of ``user``, ``item`` and, where named, ``rating`` and ``timestamp``.
+
+    Args:
+        source: Path of a CSV file with a header (UTF-8, possibly compressed), or a mapping of column name to
+            a list, array, tensor or Series of n values.
+        user: Name of the column of user ids.
+        item: Name of the column of item ids.
+        rating: Name of the column of ratings, if there is one.
+        timestamp: Name of the column of times (numbers, the larger the later), if there is one.
+
+    Returns:
+        n rows in the order of the source. Ids from a file are strings; those of a mapping keep their own
+        type, except that floats which are all whole numbers become integers.
+
+    Raises:
+        DataError: If the source cannot be read, lacks a column, has no rows, or holds missing ids or numbers.
+
+    Example:
+        >>> read_source({"who": [7, 8], "what": ["a", "b"]}, user="who", item="what")
+           user item
+        0     7    a
+        1     8    b
+    """
+    wanted = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
+    columns = {role: name for role, name in wanted.items() if name is not None}
+    if len(set(columns.values())) < len(columns):
+        raise DataError(f"one column was named for two roles ({columns}); name a different column for each.")
+    if isinstance(source, (str, Path)):
+        origin = repr(Path(source).name)
+        raw = read_text_table(source)
+        first_column = "line"
+    elif isinstance(source, (Mapping, pd.DataFrame)):
+        origin = "the mapping"
+        raw = _read_mapping(source, columns)
+        first_column = "row"
+    else:
+        raise DataError(
+            f"the source is a {type(source).__name__}; pass the path of a CSV file or a mapping of columns."
+        )
+    _require(columns, raw.columns, origin)
+    if raw.empty:
+        raise DataError(f"{origin} has columns but no interactions; at least one row is needed.")
+    table = {}
+    for role, name in columns.items():
+        values, bad = (_ids if role in ("user", "item") else _numbers)(raw[name])
+        if bad.any():
+            what = "missing ids" if role in ("user", "item") else "values that are not finite numbers"
+            raise DataError(
+                f"{origin}: column {name!r} ({role}) has {int(bad.sum())} {what}, the first in "
+                f"{first_column} {raw.index[int(bad.argmax())]}; correct or delete these rows."
+            )
+        table[role] = values
+    return pd.DataFrame(table)
+
+
+def read_text_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV file as text, exactly as it stands, indexed by the line of the file (the header is line 1).
+
+    Raises:
+        DataError: If the file is missing, empty, of an unsupported kind, or not a CSV table in UTF-8.
+    """
+    path = Path(path)
+    name = path.name
+    if not name.lower().endswith(tuple(f".csv{suffix}" for suffix in COMPRESSIONS)):
+        kinds = ", ".join(f".csv{suffix}" for suffix in COMPRESSIONS)
+        raise DataError(f"cannot read {name!r}: this kind of file is not supported; supported are {kinds}.")
+    if not path.is_file():
+        raise DataError(f"there is no file {str(path)!r}; give the path of an existing CSV file.")
+    options: dict[str, Any] = {"dtype": str, "na_filter": False}
+    try:
+        # The header is read on its own because pandas renames a column that occurs twice.
+        header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].tolist()
+        table: pd.DataFrame = pd.read_csv(path, skip_blank_lines=False, **options)
+        blank = _blank_lines(table, path, options)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name!r} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{name!r} is empty; a header and at least one row are needed.") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{name!r} cannot be read as CSV ({str(error).strip()}); check the file.") from error
+    repeated = sorted({column for column in header if header.count(column) > 1})
+    if repeated:
+        raise DataError(
+            f"{name!r} has the column {repeated[0]!r} more than once; rename or delete one of them."
+        )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DataError(f"{name!r} has more fields in its rows than in its header; give every column a name.")
+    table.index = pd.RangeIndex(2, len(table) + 2)
+    return table if blank is None else table.loc[~blank]
+
+
+def _blank_lines(table: pd.DataFrame, path: Path, options: dict[str, Any]) -> BoolArray | None:
+    """Which rows are blank lines (skipped), as opposed to rows whose fields are all empty (an error)."""
+    blank = np.ones(len(table), dtype=bool)
+    for column in table.columns:
+        blank &= (table[column] == "").to_numpy()
+        if not blank.any():
+            return None
+    # pandas tells the two apart only by skipping the former, so the rows are counted once more.
+    skipped = len(table) - len(pd.read_csv(path, usecols=[0], **options))
+    return blank if skipped == int(blank.sum()) else None
+
+
+def _read_mapping(source: Mapping[str, Any] | pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    _require(columns, source.keys(), "the mapping")
+    series = {name: _series(source[name], name) for name in columns.values()}
+    lengths = {name: len(column) for name, column in series.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"the columns have different lengths ({lengths}); give one value per interaction in each."
+        )
+    return pd.DataFrame(series)
+
+
+def _series(values: Any, name: str) -> pd.Series[Any]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, pd.Series):
+        return values.reset_index(drop=True)
+    if isinstance(values, np.ndarray) and values.ndim != 1:
+        raise DataError(f"column {name!r} has the shape {values.shape}; it must have one dimension.")
+    if not isinstance(values, (list, tuple, range, np.ndarray)):
+        raise DataError(
+            f"column {name!r} is a {type(values).__name__}; pass a list, an array, a tensor or a Series."
+        )
+    return pd.Series(values)
+
+
+def _require(columns: dict[str, str], present: Iterable[Any], origin: str) -> None:
+    present = list(present)
+    for role, name in columns.items():
+        if name not in present:
+            names = ", ".join(repr(column) for column in present)
+            raise DataError(
+                f"{origin} has no column {name!r} (its columns: {names}); name the right one with {role}=..."
+            )
+
+
+def _ids(column: pd.Series[Any]) -> tuple[pd.Series[Any], BoolArray]:
+    """The ids with whole floats as integers, and which of them are missing."""
+    if pd.api.types.is_float_dtype(column):
+        bad = ~np.isfinite(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        whole = not bad.any() and bool(((column == column.round()) & (column.abs() < 2**53)).all())
+        return (column.astype(np.int64) if whole else column), bad
+    missing: BoolArray = column.isna().to_numpy()
+    if not pd.api.types.is_numeric_dtype(column):
+        missing = missing | (column == "").to_numpy(dtype=bool, na_value=True)
+    return column, missing
+
+
+def _numbers(column: pd.Series[Any]) -> tuple[pd.Series[Any], BoolArray]:
+    """The numbers, and which entries are none that a float32 can hold."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    return numbers, column.isna().to_numpy() | ~(np.abs(values) <= np.finfo(np.float32).max)

@@ -1,7 +1,7 @@
 """What is to be forgotten, in the ids of whoever asks.
 
-Ids are compared by their text: 42 and ``"42"`` name the same user, whether the data came from a file or from an
-array of integers.
+Ids are compared by their text: 42 and ``"42"`` name the same user, whether the data came from a file or from
+arrays of integers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.ids import id_text
 from lightning_ifru.sources import read_text_table
 
 Pair = tuple[Any, Any]
@@ -30,20 +31,6 @@ LineKey = tuple[str, Hashable]
 
 _KINDS = {"users": "user", "items": "item", "interactions": "interaction"}
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+')
-
-
-def id_text(value: Any) -> str:
-    """Return the text by which an id is compared: ``str``, with whole floats as integers.
-
-    Example:
-        >>> id_text(42), id_text("42"), id_text(42.0), id_text("007")
-        ('42', '42', '42', '007')
-    """
-    if type(value) is str:
-        return value
-    if hasattr(value, "item"):  # numpy scalars and tensors of one element
-        value = value.item()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 @dataclass(frozen=True, eq=False)

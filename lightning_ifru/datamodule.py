@@ -1,0 +1,284 @@
+"""The interactions as a LightningDataModule: loaders, the graph, and the two steps of forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.graph import bipartite_edge_index
+from lightning_ifru.interactions import Interactions, InteractionTable, Removal
+from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.sources import read_source
+from lightning_ifru.splits import RandomSplit
+
+Batch = dict[str, Tensor]
+
+
+class InteractionDataModule(lightning.LightningDataModule):
+    """Interactions from a CSV file or a mapping of arrays, ready for training and for forgetting.
+
+    The source is read on first use. With ``rating`` a batch holds ``user``, ``item`` and ``label`` (float32,
+    all ``[B]``); without, it holds ``user``, ``item`` and ``negative`` (``[B, num_negatives]``), items drawn
+    uniformly and without rejection: anew in training, always the same ones in validation and test.
+
+    Args:
+        source: Path of a CSV file with a header, or a mapping of column name to a list, array, tensor or
+            Series.
+        user: Name of the column of user ids.
+        item: Name of the column of item ids.
+        rating: Name of the column of ratings; without it the feedback is implicit.
+        timestamp: Name of the column of times, which decides between repeated ratings of a pair.
+        threshold: Ratings from here on are positive (label 1, an edge of the graph), those below have label
+            0. Without it the label is the rating itself and every interaction is an edge.
+        split: How train, validation and test are divided; ``"random"``.
+        val_fraction: Fraction of the interactions held out for validation.
+        test_fraction: Fraction of the interactions held out for testing.
+        batch_size: Interactions per batch.
+        num_negatives: Items drawn per interaction where the feedback is implicit.
+        seed: Seed of the split and of the negatives of validation and test.
+
+    Raises:
+        DataError: If an argument is out of range; on first use, if the source cannot be read.
+
+    Example:
+        >>> source = {"user": [7, 7, 9], "item": ["a", "b", "a"]}
+        >>> data = InteractionDataModule(source, val_fraction=0, test_fraction=0)
+        >>> data.num_users, data.num_items, data.graph().shape
+        (2, 2, torch.Size([2, 6]))
+        >>> data.forget(UnlearningRequest(interactions=[(7, "a")]))
+        >>> data.commit(data.removal())
+        >>> len(data.train), data.graph().shape, data.num_users
+        (2, torch.Size([2, 4]), 2)
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, Any],
+        *,
+        user: str = "user",
+        item: str = "item",
+        rating: str | None = None,
+        timestamp: str | None = None,
+        threshold: float | None = None,
+        split: str = "random",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        batch_size: int = 2048,
+        num_negatives: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if split != "random":
+            raise DataError(f"split={split!r} is not known; the only split so far is 'random'.")
+        for name, number in (("batch_size", batch_size), ("num_negatives", num_negatives)):
+            if not isinstance(number, int) or number < 1:
+                raise DataError(f"{name}={number!r} is not a positive whole number; choose 1 or more.")
+        if not isinstance(seed, int):
+            raise DataError(f"seed={seed!r} is not a whole number; choose one.")
+        if threshold is not None and (rating is None or not np.isfinite(threshold)):
+            raise DataError(
+                f"threshold={threshold} is no finite number, or lacks ratings; name their column: rating=."
+            )
+        self.batch_size = batch_size
+        self.num_negatives = num_negatives
+        self.seed = seed
+        self._threshold = threshold
+        self._split = RandomSplit(val_fraction, test_fraction, seed)
+        self._columns: dict[str, Any] = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
+        self._source: Any = source
+        self._table: InteractionTable | None = None
+        self._graph: Tensor | None = None
+        self._pending: UnlearningRequest | None = None
+
+    @property
+    def table(self) -> InteractionTable:
+        """All interactions with their splits; read from the source on first use."""
+        if self._table is None:
+            frame = read_source(self._source, **self._columns)
+            self._table = InteractionTable(frame, threshold=self._threshold, split=self._split)
+            # No second copy: what is forgotten must not live on in arrays that the module still holds.
+            self._source = None
+        return self._table
+
+    @property
+    def num_users(self) -> int:
+        """Number of positions of users, erased ones included."""
+        return len(self.table.users)
+
+    @property
+    def num_items(self) -> int:
+        """Number of positions of items, erased ones included."""
+        return len(self.table.items)
+
+    @property
+    def user_ids(self) -> npt.NDArray[np.object_]:
+        """The users' own ids by position; ``None`` where one was erased."""
+        return self.table.users.ids
+
+    @property
+    def item_ids(self) -> npt.NDArray[np.object_]:
+        """The items' own ids by position; ``None`` where one was erased."""
+        return self.table.items.ids
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are ratings, so that batches hold labels rather than negatives."""
+        return self.table.labelled
+
+    @property
+    def train(self) -> Interactions:
+        """The training interactions as they stand now."""
+        return self.table.select("train")
+
+    @property
+    def val(self) -> Interactions:
+        """The validation interactions as they stand now."""
+        return self.table.select("val")
+
+    @property
+    def test(self) -> Interactions:
+        """The test interactions as they stand now."""
+        return self.table.select("test")
+
+    @property
+    def candidates(self) -> Tensor:
+        """Positions (int64) of the items not erased: those that may be drawn or recommended."""
+        return self.table.candidates
+
+    def graph(self) -> Tensor:
+        """Return the ``edge_index`` ``[2, 2E]`` of the positive training interactions as they stand now.
+
+        Users first, items offset by ``num_users``, both directions. The same tensor until something is
+        forgotten.
+        """
+        if self._graph is None:
+            edges = self.table.select("train", positive=True)
+            self._graph = bipartite_edge_index(edges.user, edges.item, self.num_users)
+        return self._graph
+
+    @property
+    def pending(self) -> UnlearningRequest | None:
+        """What is staged to be forgotten, if anything."""
+        return self._pending
+
+    def forget(self, request: UnlearningRequest) -> None:
+        """Stage a request, in addition to what is staged already; nothing is forgotten yet.
+
+        Raises:
+            RequestError: If it names what is unknown or would leave nothing; what was staged before stays so.
+        """
+        if not isinstance(request, UnlearningRequest):
+            raise RequestError(
+                f"got a {type(request).__name__}; pass UnlearningRequest(users=..., items=...)."
+            )
+        staged = request if self._pending is None else self._pending | request
+        self.table.plan(staged)
+        self._pending = staged
+
+    def discard(self) -> None:
+        """Drop what is staged; nothing was forgotten."""
+        self._pending = None
+
+    def removal(self) -> Removal:
+        """Return what the staged request would remove from the data as they stand now.
+
+        Raises:
+            RequestError: If nothing is staged, or it no longer fits the data.
+        """
+        if self._pending is None:
+            raise RequestError("nothing is staged to be forgotten; call forget(UnlearningRequest(...)).")
+        return self.table.plan(self._pending)
+
+    def commit(self, removal: Removal) -> None:
+        """Apply a removal to the data: loaders and graphs made from now on are without it."""
+        self.table.remove(removal)
+        self._pending = self._graph = None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the shuffled training batches."""
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return the validation batches; no loader at all where nothing is held out."""
+        return self._held_out("val")
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return the test batches; no loader at all where nothing is held out."""
+        return self._held_out("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return the test batches: the pairs to score."""
+        return self._held_out("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return positions, splits and holes for a checkpoint; see :meth:`InteractionTable.state`."""
+        return self.table.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's positions, splits and holes; see :meth:`InteractionTable.restore`."""
+        self.table.restore(state_dict)
+        self._graph = None
+
+    def _held_out(self, split: str) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        interactions = self.table.select(split)
+        return self._loader(interactions, shuffle=False) if len(interactions) else []
+
+    def _loader(self, interactions: Interactions, *, shuffle: bool) -> DataLoader[Batch]:
+        candidates = None if self.labelled else self.candidates
+        negatives = None
+        if candidates is not None and not shuffle:
+            generator = torch.Generator().manual_seed(self.seed)
+            negatives = _draw(candidates, len(interactions), self.num_negatives, generator)
+        batches = _Batches(interactions, candidates, self.num_negatives, negatives)
+        # The dataset slices a whole batch at once, so there is nothing left to collate.
+        return DataLoader(batches, batch_size=self.batch_size, shuffle=shuffle, collate_fn=_whole)
+
+
+class _Batches(Dataset[Batch]):
+    """Interactions that are fetched by the batch: with labels, with fixed negatives, or with fresh ones."""
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        candidates: Tensor | None,
+        num_negatives: int,
+        negatives: Tensor | None,
+    ) -> None:
+        self.interactions = interactions
+        self.candidates = candidates
+        self.num_negatives = num_negatives
+        self.negatives = negatives
+
+    def __len__(self) -> int:
+        return len(self.interactions)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        index = torch.tensor(indices)
+        some = self.interactions[index]
+        if self.candidates is None:
+            return {"user": some.user, "item": some.item, "label": some.label}
+        if self.negatives is None:
+            negative = _draw(self.candidates, len(index), self.num_negatives, None)
+        else:
+            negative = self.negatives[index]
+        return {"user": some.user, "item": some.item, "negative": negative}
+
+
+def _draw(candidates: Tensor, rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    return candidates[torch.randint(len(candidates), (rows, columns), generator=generator)]
+
+
+def _whole(batch: Any) -> Any:
+    return batch

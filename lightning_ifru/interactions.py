@@ -1,0 +1,322 @@
+"""Interactions as tensors: who did what, in which split, and how to forget some without moving the rest.
+
+Positions are for ever. What is forgotten leaves a hole: its row is cleared, an erased user's id becomes
+``None``, and everybody else keeps the position that the model's embedding rows are tied to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.ids import IdIndex, Positions
+from lightning_ifru.request import LineKey, UnlearningRequest
+from lightning_ifru.splits import SPLITS, Hashes, RandomSplit, assign, mix, pair_hashes
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """``n`` interactions: positions of users and items (int64 ``[n]``) and labels (float32 ``[n]``).
+
+    Example:
+        >>> some = Interactions(torch.tensor([0, 1]), torch.tensor([5, 6]), torch.ones(2))
+        >>> len(some), some[torch.tensor([1])].item
+        (2, tensor([6]))
+    """
+
+    user: Tensor
+    item: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return self.user.numel()
+
+    def __getitem__(self, index: Tensor) -> Interactions:
+        """Return the interactions of a boolean mask ``[n]`` or of an index tensor."""
+        return Interactions(self.user[index], self.item[index], self.label[index])
+
+    def to(self, device: torch.device | str) -> Interactions:
+        """Return the same interactions on another device."""
+        return Interactions(self.user.to(device), self.item.to(device), self.label.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What a request removes from a table.
+
+    Attributes:
+        rows: Bool mask over all rows of the table: the interactions that go.
+        users: Sorted positions (int64) of the users erased: requested as a whole, or losing by the request
+            their last training interaction, or their last of all.
+        items: The same for items.
+        counts: Number of interactions that go, per split.
+    """
+
+    rows: Tensor
+    users: Tensor
+    items: Tensor
+    counts: dict[str, int]
+
+
+class InteractionTable:
+    """All interactions of a source, each pair once, with their split, and what has become of them.
+
+    Of a pair that occurs more than once the latest counts: by timestamp, and by the order of the source where
+    there is none or a tie. The label is whether the rating reaches the threshold (1 or 0), the rating itself
+    without a threshold, and 1 without ratings. Positive interactions, the edges of the graph, are those with
+    a label above 0; for ratings without a threshold every interaction is an edge.
+
+    Args:
+        frame: Columns ``user``, ``item``, and possibly ``rating`` and ``timestamp``, nothing missing.
+        threshold: Ratings from here on are positive.
+        split: How interactions are divided into train, val and test.
+
+    Raises:
+        DataError: If there is a threshold without ratings, or nothing is left for training.
+
+    Example:
+        >>> frame = pd.DataFrame({"user": [1, 1, 2], "item": ["a", "b", "a"]})
+        >>> table = InteractionTable(frame, split=RandomSplit(0.0, 0.0))
+        >>> removal = table.plan(UnlearningRequest(users=[2]))
+        >>> table.remove(removal)
+        >>> table.users.ids.tolist(), table.select("train").item.tolist(), table.candidates.tolist()
+        ([1, None], [0, 1], [0, 1])
+    """
+
+    @torch.inference_mode(False)  # built in a validation loop, it must still serve a later fit
+    def __init__(
+        self, frame: pd.DataFrame, *, threshold: float | None = None, split: RandomSplit | None = None
+    ) -> None:
+        split = RandomSplit() if split is None else split
+        self.labelled = "rating" in frame
+        if threshold is not None and not self.labelled:
+            raise DataError(f"threshold={threshold} needs ratings; name the column of ratings, or drop it.")
+        self._all_edges = self.labelled and threshold is None
+        self.users, user = IdIndex.factorize(frame["user"])
+        self.items, item = IdIndex.factorize(frame["item"])
+        kept = _latest(user * len(self.items) + item, frame)
+        label = np.ones(len(frame), dtype=np.float32)
+        if self.labelled:
+            rating = frame["rating"].to_numpy(dtype=np.float64)
+            label[:] = rating if threshold is None else rating >= threshold
+        self.user, self.item = torch.from_numpy(user[kept]), torch.from_numpy(item[kept])
+        self.label = torch.from_numpy(label[kept])
+        self.alive = torch.ones(len(self.user), dtype=torch.bool)
+        self._candidate = torch.ones(len(self.items), dtype=torch.bool)
+        self._forgotten_elsewhere = 0
+        self._seed = split.seed
+        hashes = self._row_hashes(self.alive, self._seed)
+        self._cuts = split.cuts(hashes)
+        self.split = assign(hashes, self._cuts)
+        if not (self.split == 0).any():
+            raise DataError(
+                f"none of {len(self)} rows is left for training; give more or choose smaller fractions."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of rows, including the cleared ones."""
+        return len(self.user)
+
+    @property
+    def candidates(self) -> Tensor:
+        """The positions of the items not erased, which is what a sampler may draw; int64."""
+        return self._candidate.nonzero().flatten()
+
+    @property
+    def positive(self) -> Tensor:
+        """Bool mask over all rows: alive and an edge of the graph (in whatever split)."""
+        return self.alive if self._all_edges else self.alive & (self.label > 0)
+
+    @torch.inference_mode(False)
+    def select(self, split: str, *, positive: bool = False) -> Interactions:
+        """Return what is alive of ``"train"``, ``"val"`` or ``"test"``, in the table's order."""
+        rows = (self.positive if positive else self.alive) & (self.split == SPLITS.index(split))
+        return Interactions(self.user[rows], self.item[rows], self.label[rows])
+
+    def plan(self, request: UnlearningRequest) -> Removal:
+        """Return what a request would remove; nothing is changed.
+
+        Raises:
+            RequestError: If an id or pair is unknown or already forgotten, or nothing would be left to train
+                on.
+        """
+        keys: dict[str, list[Any]] = {"user": [], "item": [], "interaction": []}
+        for kind, text in request.texts:
+            keys[kind].append(text)
+        users, items = self.users.lookup(keys["user"]), self.items.lookup(keys["item"])
+        pairs = keys["interaction"]
+        pair_user = self.users.lookup(pair[0] for pair in pairs)
+        pair_item = self.items.lookup(pair[1] for pair in pairs)
+        pair_code = np.where((pair_user < 0) | (pair_item < 0), -1, pair_user * len(self.items) + pair_item)
+        code = np.where(self.alive.numpy(), (self.user * len(self.items) + self.item).numpy(), -2)
+        unknown: list[LineKey] = [("user", keys["user"][k]) for k in np.flatnonzero(users < 0)]
+        unknown += [("item", keys["item"][k]) for k in np.flatnonzero(items < 0)]
+        unknown += [("interaction", pairs[k]) for k in np.flatnonzero(~np.isin(pair_code, code))]
+        if unknown:
+            raise RequestError(_unknown(unknown, request))
+
+        whole_users, whole_items = _mask(users, len(self.users)), _mask(items, len(self.items))
+        rows = self.alive & (
+            whole_users[self.user] | whole_items[self.item] | torch.from_numpy(np.isin(code, pair_code))
+        )
+        train = self.alive & (self.split == 0)
+        if not (train & ~rows).any():
+            raise RequestError(
+                f"the request leaves none of the {int(train.sum())} training interactions; ask for fewer."
+            )
+        counts = {name: int((rows & (self.split == k)).sum()) for k, name in enumerate(SPLITS)}
+        erased = [
+            whole | _emptied(column, train, rows, len(whole)) | _emptied(column, self.alive, rows, len(whole))
+            for column, whole in ((self.user, whole_users), (self.item, whole_items))
+        ]
+        return Removal(rows, erased[0].nonzero().flatten(), erased[1].nonzero().flatten(), counts)
+
+    def remove(self, removal: Removal) -> None:
+        """Apply a removal: clear its rows, erase the ids without any interaction, withdraw erased candidates.
+
+        An id is kept as long as validation or test still hold one of its interactions: it is then no secret.
+        """
+        self._clear(removal.rows)
+        self._candidate[removal.items] = False
+        for ids, column, erased in (
+            (self.users, self.user, removal.users),
+            (self.items, self.item, removal.items),
+        ):
+            present = _mask(column[self.alive].numpy(), len(ids))
+            ids.retire(erased[~present[erased]])
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to find the same positions, splits and holes again.
+
+        Of the forgotten rows it holds the positions in the table only: not even a hash, which could be
+        reversed.
+        """
+        forgotten = (~self.alive).nonzero().flatten()
+        return {
+            "user_ids": self.users.plain(),
+            "item_ids": self.items.plain(),
+            "withdrawn_items": (~self._candidate).nonzero().flatten(),
+            "seed": self._seed,
+            "cuts": list(self._cuts),
+            "num_rows": len(self),
+            "forgotten": forgotten,
+            "num_forgotten": len(forgotten) + self._forgotten_elsewhere,
+            "fingerprint": self._fingerprint(self.alive),
+        }
+
+    @torch.inference_mode(False)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's positions, splits and holes; what either has forgotten stays forgotten.
+
+        The source may be the one the checkpoint was trained on, or the same without the forgotten rows. If
+        nothing was ever forgotten, other interactions between the checkpoint's users and items will do as
+        well.
+
+        Raises:
+            DataError: If the data are not those of the checkpoint; the table is as it was.
+        """
+        absent = sorted(_STATE_KEYS - set(state))
+        if absent:
+            raise DataError(f"the state of the data lacks {absent[0]!r}; pass one that state() has returned.")
+        users, items = IdIndex(state["user_ids"]), IdIndex(state["item_ids"])
+        same_layout = self.users.fits(users) and self.items.fits(items)
+        mine = int((~self.alive).sum()) + self._forgotten_elsewhere
+        drop = self._rows_to_drop(state, same_layout, mine)
+        kept = self.alive if drop is None else self.alive & ~drop
+        user = torch.from_numpy(self.users.moves(users))[self.user]
+        item = torch.from_numpy(self.items.moves(items))[self.item]
+        seed, cuts = int(state["seed"]), (int(state["cuts"][0]), int(state["cuts"][1]))
+        split = assign(self._row_hashes(kept, seed), cuts)
+        if drop is None or bool(((user < 0) | (item < 0))[kept].any()) or not (split == 0).any():
+            raise DataError(
+                f"the data are not those the checkpoint was trained on: they have {int(self.alive.sum())} "
+                f"interactions, the checkpoint {state['num_rows']} with {len(state['forgotten'])} forgotten; "
+                "read the same source, columns and threshold again, or the same without what was forgotten."
+            )
+
+        candidate = torch.ones(len(items), dtype=torch.bool)
+        candidate[state["withdrawn_items"].cpu()] = False
+        if mine and same_layout:
+            users.retire(torch.from_numpy(self.users.erased))
+            items.retire(torch.from_numpy(self.items.erased))
+            candidate &= self._candidate
+        self.users, self.items, self._candidate = users, items, candidate
+        self.user, self.item = user.where(kept, -1), item.where(kept, -1)
+        self._clear(~kept)
+        self.split[kept] = split
+        self._seed, self._cuts = seed, cuts
+        cleared = int((~kept).sum())
+        self._forgotten_elsewhere = max(mine, int(state["num_forgotten"]), cleared) - cleared
+
+    def _rows_to_drop(self, state: Mapping[str, Any], same_layout: bool, mine: int) -> Tensor | None:
+        """The alive rows that the checkpoint has forgotten; None if the data are not the checkpoint's."""
+        nothing = torch.zeros(len(self), dtype=torch.bool)
+        same_source = len(self) == state["num_rows"]
+        forgotten = _mask(state["forgotten"].cpu().numpy(), len(self)) if same_source else nothing
+        for drop in (nothing, forgotten):
+            rows = self.alive & ~drop
+            same_count = int(rows.sum()) == state["num_rows"] - len(state["forgotten"])
+            if same_count and self._fingerprint(rows) == state["fingerprint"]:
+                return drop
+        if mine and same_layout and (same_source or not state["num_forgotten"]):
+            # What was forgotten here can no longer be compared, its values are gone: equal ids must do.
+            return forgotten
+        return None if mine or state["num_forgotten"] else nothing
+
+    def _clear(self, rows: Tensor) -> None:
+        for column, blank in ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1)):
+            column[rows] = blank
+        self.alive[rows] = False
+
+    def _row_hashes(self, rows: Tensor, seed: int) -> Hashes:
+        user = self.users.hashes()[self.user[rows].numpy()]
+        return pair_hashes(user, self.items.hashes()[self.item[rows].numpy()], seed)
+
+    def _fingerprint(self, rows: Tensor) -> int:
+        """A number for a set of labelled pairs, whatever their order and positions."""
+        label = self.label[rows].numpy().view(np.uint32).astype(np.uint64)
+        return int(mix(self._row_hashes(rows, 0) + mix(label)).sum(dtype=np.uint64))
+
+
+_STATE_KEYS = {
+    *("user_ids", "item_ids", "withdrawn_items", "seed", "cuts"),
+    *("num_rows", "forgotten", "num_forgotten", "fingerprint"),
+}
+
+
+def _latest(code: Positions, frame: pd.DataFrame) -> Positions:
+    """The rows to keep, ascending: of equal codes the one with the largest timestamp, the last among ties."""
+    time = frame["timestamp"].to_numpy() if "timestamp" in frame else np.zeros(len(code))
+    order = np.argsort(time, kind="stable")
+    repeated = pd.Series(code[order]).duplicated(keep="last").to_numpy()
+    return np.sort(order[~repeated])
+
+
+def _mask(positions: Positions, size: int) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[torch.from_numpy(positions)] = True
+    return mask
+
+
+def _emptied(column: Tensor, among: Tensor, rows: Tensor, size: int) -> Tensor:
+    """Which positions occur in ``column`` among some rows, but no longer without ``rows``."""
+    return _mask(column[among].numpy(), size) & ~_mask(column[among & ~rows].numpy(), size)
+
+
+def _unknown(keys: list[LineKey], request: UnlearningRequest) -> str:
+    shown = []
+    for key in keys[:5]:
+        line = request.lines.get(key)
+        shown.append(f"{key[0]} {request.texts[key]!r}" + ("" if line is None else f" (line {line})"))
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return (
+        f"{len(keys)} of the request's entries are not in the data or were forgotten before: "
+        f"{', '.join(shown)}{more}; correct or remove them and ask again."
+    )

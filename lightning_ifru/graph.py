@@ -51,7 +51,10 @@ def normalized_adjacency(edge_index: Tensor, num_nodes: int, dtype: torch.dtype 
             scale = degree(row, num_nodes, dtype).pow_(-0.5)
             scale[scale.isinf()] = 0.0
             coo = torch.sparse_coo_tensor(
-                torch.stack([row, column]), scale[row] * scale[column], (num_nodes, num_nodes), check_invariants=False
+                torch.stack([row, column]),
+                scale[row] * scale[column],
+                (num_nodes, num_nodes),
+                check_invariants=False,
             )
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

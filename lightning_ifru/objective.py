@@ -194,7 +194,11 @@ class Objective:
         return {name: parameters[name] for name in self.decoder_parameters}
 
     def value_and_gradient(
-        self, parameters: Parameters, edge_index: Tensor, examples: Sequence[Examples], regularize: bool = True
+        self,
+        parameters: Parameters,
+        edge_index: Tensor,
+        examples: Sequence[Examples],
+        regularize: bool = True,
     ) -> tuple[float, Parameters]:
         """Return ``J`` and its gradient at ``parameters`` on a graph; without Ω if ``regularize`` is false.
 
@@ -229,7 +233,11 @@ class Objective:
         return float(value), gradient
 
     def gradient(
-        self, parameters: Parameters, edge_index: Tensor, examples: Sequence[Examples], regularize: bool = True
+        self,
+        parameters: Parameters,
+        edge_index: Tensor,
+        examples: Sequence[Examples],
+        regularize: bool = True,
     ) -> Parameters:
         """Return the gradient alone; see :meth:`value_and_gradient`."""
         return self.value_and_gradient(parameters, edge_index, examples, regularize)[1]
@@ -257,7 +265,9 @@ class Objective:
                     f"for each pair, shape {tuple(chunk.source.shape)}."
                 )
         # Atomics on accelerators reorder sums, so equality is asked for only up to rounding.
-        same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in ((first, second), (scores, again)))
+        same = all(
+            torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in ((first, second), (scores, again))
+        )
         if not same:
             raise ObjectiveError(
                 "the model gave two different answers to the same input; influence functions need a deterministic "

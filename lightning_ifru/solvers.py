@@ -1,11 +1,11 @@
-"""Preconditioned conjugate gradients, and a :class:`Solution` that says what happened.
+r"""Preconditioned conjugate gradients for one matrix under several dampings, and a :class:`Solution` for each.
 
 A solver knows a matrix only as a product with a vector; it never knows whether that is a Hessian.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,13 +26,13 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solve returned and how it went.
+    r"""What a solve returned and how it went.
 
     Attributes:
-        value: the last iterate ``[P]`` on which the matrix was seen to be positive definite.
+        value: the last iterate ``[P]`` up to which the matrix was seen to be positive definite.
         status: how the solve ended; ``value`` solves the system only if it is ``CONVERGED``.
-        iterations: the number of products with the matrix, the one for a non-zero start included.
-        residual: ``‖b − A x‖₂ / ‖b‖₂`` by the solver's recurrence.
+        iterations: the number of search directions used.
+        residual: :math:`\|b - (A + \sigma M) x\| / \|b\|` in the norm of :math:`M^{-1}`, by the recurrence.
     """
 
     value: Tensor
@@ -41,90 +41,130 @@ class Solution:
     residual: float
 
 
+class _Shifted:
+    """The iterate for one shift: the LU factors of Lanczos' tridiagonal matrix plus the shift, row by row."""
+
+    def __init__(self, shift: float, like: Tensor, norm: float) -> None:
+        self.shift = shift
+        self.x = torch.zeros_like(like)
+        self.direction = torch.zeros_like(like)
+        self.pivot = 1.0
+        self.zeta = norm
+        self.iterations = 0
+        self.residual = 1.0
+        self.status: Status | None = None
+
+    def advance(self, v: Tensor, alpha: float, beta: float, beta_next: float, norm: float) -> None:
+        factor = beta / self.pivot if self.iterations else 0.0
+        pivot = alpha + self.shift - factor * beta
+        # The pivot is the curvature along the direction that conjugate gradients would now use.
+        if pivot < 0.0:
+            self.status = Status.NEGATIVE_CURVATURE
+        elif not pivot > 0.0:
+            self.status = Status.BREAKDOWN
+        if self.status is not None:
+            return
+        if self.iterations:
+            self.zeta *= -factor
+        self.direction.mul_(-beta).add_(v).div_(pivot)
+        self.x.add_(self.direction, alpha=self.zeta)
+        self.pivot = pivot
+        self.iterations += 1
+        self.residual = beta_next * abs(self.zeta) / pivot / norm
+
+
 def conjugate_gradient(
     operator: Callable[[Tensor], Tensor],
     rhs: Tensor,
     *,
+    shifts: Sequence[float] = (0.0,),
     preconditioner: Tensor | None = None,
-    start: Tensor | None = None,
     tolerance: float = 1e-5,
     max_iterations: int = 100,
     on_iteration: Callable[[], None] | None = None,
-) -> Solution:
-    """Solve ``A x = b`` for a symmetric positive definite ``A`` given as a product.
+) -> list[Solution]:
+    r"""Solve :math:`(A + \sigma M)\, x = b` for a symmetric :math:`A` and all shifts :math:`\sigma` at once.
 
-    Where ``A`` turns out not to be positive definite along a search direction, the solve stops *before* using that
-    direction and says so: conjugate gradients on an indefinite matrix return numbers without a meaning.
+    With the diagonal :math:`M` as preconditioner all shifts share one Krylov space, so that a whole ladder of dampings
+    costs the products of its smallest. The recurrence is conjugate gradients in Lanczos' form. Where
+    :math:`A + \sigma M` turns out not to be positive definite along a search direction, that shift stops *before*
+    using the direction and says so: conjugate gradients on an indefinite matrix return numbers without a meaning.
 
     Args:
         operator: ``v [P] -> A v [P]``.
         rhs: the right-hand side ``b [P]``.
-        preconditioner: the diagonal ``[P]``, positive, of a matrix close to ``A``; the identity if ``None``.
-        start: the first iterate ``[P]``; zero if ``None``.
-        tolerance: stop when ``‖b − A x‖₂ ≤ tolerance · ‖b‖₂``.
-        max_iterations: stop after so many search directions.
+        shifts: the dampings, in units of ``M``.
+        preconditioner: the diagonal ``[P]`` of ``M``, positive; the identity if ``None``.
+        tolerance: a shift has converged when its residual is at most ``tolerance`` times that of ``x = 0``.
+        max_iterations: products with ``A`` at most.
         on_iteration: called after each, for a progress bar.
+
+    Returns:
+        One :class:`Solution` for each shift, in order.
 
     Raises:
         SolverError: shapes that do not fit, values that are not finite, a preconditioner that is not positive.
 
-    Source: Hestenes and Stiefel, 1952; truncation as in Steihaug, 1983.
+    Source: Saad, *Iterative Methods for Sparse Linear Systems*, algorithm 6.17 (D-Lanczos).
 
     Example:
-        >>> solution = conjugate_gradient(lambda v: 2 * v, torch.tensor([2.0, 4.0]))
-        >>> solution.value, solution.status.value, solution.iterations
-        (tensor([1., 2.]), 'converged', 1)
+        >>> one, two = conjugate_gradient(lambda v: 2 * v, torch.tensor([2.0, 4.0]), shifts=[0.0, 2.0])
+        >>> one.value, two.value, one.status.value, one.iterations
+        (tensor([1., 2.]), tensor([0.5000, 1.0000]), 'converged', 1)
     """
-    _check(rhs, preconditioner, start)
-    norm = float(torch.linalg.vector_norm(rhs))
+    _check(rhs, preconditioner)
+    scale = None if preconditioner is None else preconditioner.rsqrt()
+    v = rhs.clone() if scale is None else rhs * scale
+    norm = float(torch.linalg.vector_norm(v))
     if norm == 0.0:
-        return Solution(torch.zeros_like(rhs), Status.CONVERGED, 0, 0.0)
+        return [Solution(torch.zeros_like(rhs), Status.CONVERGED, 0, 0.0) for _ in shifts]
 
-    iterations = 0
-    if start is None:
-        x, r = torch.zeros_like(rhs), rhs.clone()
-    else:
-        x, r = start.clone(), rhs - operator(start)
-        iterations += 1
-    relative = float(torch.linalg.vector_norm(r)) / norm
-    direction: Tensor | None = None
-    rz = 0.0
+    states = [_Shifted(shift, v, norm) for shift in shifts]
+    v.div_(norm)
+    previous, beta = torch.zeros_like(v), 0.0
     for _ in range(max_iterations):
-        if relative <= tolerance:
-            return Solution(x, Status.CONVERGED, iterations, relative)
-        z = r if preconditioner is None else r / preconditioner
-        rz, previous = float(torch.dot(r, z)), rz
-        direction = z.clone() if direction is None else z.add_(direction, alpha=rz / previous)
-        product = operator(direction)
-        iterations += 1
-        curvature = float(torch.dot(direction, product))
-        if not torch.isfinite(product).all() or curvature == 0.0 or rz == 0.0:
-            return Solution(x, Status.BREAKDOWN, iterations, relative)
-        if curvature < 0.0:
-            return Solution(x, Status.NEGATIVE_CURVATURE, iterations, relative)
-        x.add_(direction, alpha=rz / curvature)
-        r.sub_(product, alpha=rz / curvature)
-        relative = float(torch.linalg.vector_norm(r)) / norm
+        active = [state for state in states if state.status is None]
+        if not active:
+            break
+        w = operator(v) if scale is None else operator(v * scale).mul_(scale)
+        alpha = float(torch.dot(v, w))
+        w = w.sub(v, alpha=alpha).sub_(previous, alpha=beta)
+        beta_next = float(torch.linalg.vector_norm(w))
+        for state in active:
+            state.advance(v, alpha, beta, beta_next, norm)
+            if state.status is None and state.residual <= tolerance:
+                state.status = Status.CONVERGED
         if on_iteration is not None:
             on_iteration()
-    status = Status.CONVERGED if relative <= tolerance else Status.MAX_ITERATIONS
-    return Solution(x, status, iterations, relative)
+        if beta_next == 0.0:
+            break
+        previous, v, beta = v, w.div_(beta_next), beta_next
+    return [
+        Solution(
+            state.x if scale is None else state.x * scale,
+            state.status or (Status.CONVERGED if state.residual <= tolerance else Status.MAX_ITERATIONS),
+            state.iterations,
+            state.residual,
+        )
+        for state in states
+    ]
 
 
-def _check(rhs: Tensor, preconditioner: Tensor | None, start: Tensor | None) -> None:
+def _check(rhs: Tensor, preconditioner: Tensor | None) -> None:
     if rhs.dim() != 1 or not torch.isfinite(rhs).all():
         raise SolverError(
             f"conjugate_gradient got a right-hand side of shape {tuple(rhs.shape)} with "
             f"{int((~torch.isfinite(rhs)).sum())} values that are not finite; pass one finite vector."
         )
-    for name, vector in (("preconditioner", preconditioner), ("start", start)):
-        if vector is not None and vector.shape != rhs.shape:
-            raise SolverError(
-                f"conjugate_gradient got a {name} of shape {tuple(vector.shape)} for a right-hand side of shape "
-                f"{tuple(rhs.shape)}; pass the same shape."
-            )
-    if preconditioner is not None and not bool((preconditioner > 0).all()):
+    if preconditioner is None:
+        return
+    if preconditioner.shape != rhs.shape:
+        raise SolverError(
+            f"conjugate_gradient got a preconditioner of shape {tuple(preconditioner.shape)} for a right-hand side of "
+            f"shape {tuple(rhs.shape)}; pass the same shape."
+        )
+    if not bool((preconditioner > 0).all()):
         raise SolverError(
             f"conjugate_gradient got a preconditioner with smallest entry {float(preconditioner.min()):.3g}; "
-            "every entry must be positive: raise the damping or leave the preconditioner out."
+            "every entry must be positive."
         )

@@ -1,0 +1,252 @@
+r"""The method: joint influence of the forget set, and damped Newton steps that follow it.
+
+With :math:`\hat\theta` trained on :math:`D` and its graph :math:`G`, and :math:`R = D \setminus F` with its graph
+:math:`G'`,
+
+.. math::
+
+    b = \nabla J(\hat\theta; D, G) - \nabla J(\hat\theta; R, G')                    \tag{1}
+
+    \Delta\theta = (C + \Lambda)^{-1} b                                             \tag{2}
+
+Source: Zhang et al., *Recommendation Unlearning via Influence Function*, arXiv 2307.02147.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from lightning_ifru.errors import UnlearningError
+from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, norm
+from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.parameters import Parameters, ravel
+from lightning_ifru.problem import Problem, Sides
+from lightning_ifru.pruning import expand_to_parameters, important_nodes
+
+
+@dataclass(frozen=True)
+class Influence:
+    r"""Equation (1), as vectors ``[P]``.
+
+    Attributes:
+        total: :math:`b`.
+        direct: its part through the loss: the mean over ``D`` less the mean over ``R``, both on ``G``.
+        spillover: its part through the message passing of everybody else: the mean over ``R`` on ``G`` less on ``G'``.
+        leftover: :math:`\nabla J(\hat\theta; D, G)`, the gradient that training left behind.
+    """
+
+    total: Tensor
+    direct: Tensor
+    spillover: Tensor
+    leftover: Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    r"""What the method arrived at.
+
+    Attributes:
+        parameters: the corrected parameters.
+        direct_norm, spillover_norm: norms of the parts of equation (1).
+        residual_before, residual_after: :math:`\|r(\theta)\|` at the start and at the end.
+        stationarity: :math:`\|\nabla J(\hat\theta)\| / \|b\|`.
+        steps: the accepted steps.
+        cg_iterations: products with the curvature in all, those of rejected steps included.
+        unknowns: the number of node rows solved for.
+        rows_changed: the number of node rows that differ from the original ones, reset rows included.
+        seconds: the time of ``influence`` and ``solve``.
+
+    All norms are over the parameters that take part, without the rows of erased nodes.
+    """
+
+    parameters: Parameters
+    direct_norm: float
+    spillover_norm: float
+    residual_before: float
+    residual_after: float
+    stationarity: float
+    steps: tuple[Step, ...]
+    cg_iterations: int
+    unknowns: int
+    rows_changed: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class IFRU:
+    r"""Recommendation unlearning by influence functions: equations (1) and (2), usable without Lightning.
+
+    The update solves for :math:`r(\theta) = \nabla J(\theta; R, G') - \nabla J(\hat\theta; D, G) = 0`, the state in
+    which the retained data pull on the corrected model exactly as hard as all data pulled on the original. The
+    residual :math:`\|r\|` needs neither labels of held-out data nor a retrained model; it alone chooses the damping
+    :math:`\Lambda`, and a step is kept only if the residual falls.
+
+    Args:
+        curvature: ``"gauss-newton"``, ``"hessian"``, or ``"auto"``: Gauss-Newton where training was stopped far from a
+            minimum (:math:`\|\nabla J(\hat\theta)\| > \|b\|`), else whichever leaves the smaller residual.
+        damping: :math:`\tau` in :math:`\Lambda = \tau\, \bar d\, n_v / n` for the row of a node with ``n_v`` of ``n``
+            interactions, :math:`\bar d` the mean curvature of its parameter; ``None``: chosen by the residual.
+        max_steps: Newton steps at most.
+        cg_iterations: products with the curvature for each linear solve, at most.
+        cg_tolerance: relative residual at which a linear solve has converged.
+        negatives: negatives drawn once for each retained positive, for pairwise losses.
+        keep_ratio: the share of node rows to solve for, by importance; 1 is the exact solve.
+        hops: message-passing rounds of the importance score; nothing beyond is solved for if ``keep_ratio < 1``.
+        probes: random probes for the mean curvature :math:`\bar d`.
+        chunk_size: pairs that go through decoder and loss at a time.
+        seed: of the negatives and the probes.
+
+    Raises:
+        UnlearningError: a hyper-parameter out of its range.
+
+    Example:
+        >>> IFRU(keep_ratio=0.5).keep_ratio
+        0.5
+    """
+
+    curvature: Literal["auto", "gauss-newton", "hessian"] = "auto"
+    damping: float | None = None
+    max_steps: int = 5
+    cg_iterations: int = 20
+    cg_tolerance: float = 0.1
+    negatives: int = 4
+    keep_ratio: float = 1.0
+    hops: int = 2
+    probes: int = 4
+    chunk_size: int = 16384
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "curvature": (self.curvature in ("auto", *CURVATURES), "'auto', 'gauss-newton' or 'hessian'"),
+            "damping": (
+                self.damping is None or 0 <= self.damping < math.inf,
+                "None or a number of at least 0",
+            ),
+            "cg_tolerance": (0 < self.cg_tolerance < 1, "a number between 0 and 1"),
+            "keep_ratio": (0 < self.keep_ratio <= 1, "a number above 0 and at most 1"),
+            "hops": (self.hops >= 0, "an integer of at least 0"),
+            "seed": (self.seed >= 0, "an integer of at least 0"),
+        }
+        for name in ("max_steps", "cg_iterations", "negatives", "probes", "chunk_size"):
+            wanted[name] = (getattr(self, name) >= 1, "an integer of at least 1")
+        for field in fields(self):
+            valid, domain = wanted[field.name]
+            if not valid:
+                raise UnlearningError(f"IFRU got {field.name}={getattr(self, field.name)!r}; wanted {domain}.")
+
+    def sides(self, objective: Objective, problem: Problem) -> Sides:
+        """Return the two sides of ``problem`` with this method's negatives."""
+        return Sides.of(problem, objective.loss, self.negatives, self.seed)
+
+    def influence(
+        self, objective: Objective, parameters: Parameters, problem: Problem, start: Parameters | None = None
+    ) -> Influence:
+        """Return equation (1) and its parts.
+
+        Args:
+            objective: the risk that training minimised.
+            parameters: the trained parameters.
+            problem: what is forgotten and what stays.
+            start: the parameters at which the side of ``R`` is taken, if rows of erased nodes have been reset.
+        """
+        sides = self.sides(objective, problem)
+        start = parameters if start is None else start
+
+        def mean(at: Parameters, edge_index: Tensor, examples: Examples) -> Tensor:
+            return ravel(objective.gradient(at, edge_index, [examples], regularize=False))
+
+        retained = mean(parameters, problem.before, sides.retained)
+        # What an item's leaving does to the sampler of negatives acts through the loss: it belongs to the direct part.
+        resampled = retained
+        if sides.retained_after is not sides.retained:
+            resampled = mean(parameters, problem.before, sides.retained_after)
+        forgotten = mean(parameters, problem.before, sides.forgotten) if sides.share else torch.zeros_like(retained)
+        after = mean(start, problem.after, sides.retained_after)
+        omega = [ravel(grad(objective.regularization)(p)) for p in (parameters, start)]
+        whole = retained + sides.share * (forgotten - retained)
+        leftover = whole + omega[0]
+        return Influence(leftover - after - omega[1], whole - resampled, resampled - after, leftover)
+
+    def update(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        problem: Problem,
+        *,
+        start: Parameters | None = None,
+        progress: Progress | None = None,
+    ) -> Update:
+        """Solve equation (2) in one or more steps.
+
+        Args:
+            objective: the risk that training minimised.
+            parameters: the trained parameters; they are not changed.
+            problem: what is forgotten and what stays.
+            start: the parameters with the rows of erased nodes reset; these rows are no unknowns.
+            progress: called with a short text at every product and trial.
+
+        Raises:
+            ObjectiveError: the objective is stochastic, not finite, or without curvature.
+        """
+        start = parameters if start is None else start
+        clock = time.perf_counter()
+        sides = self.sides(objective, problem)
+        objective.check(parameters, problem.before, sides.retained)
+        report = progress or (lambda _: None)
+        report("influence")
+        influence = self.influence(objective, parameters, problem, start)
+        free = expand_to_parameters(~problem.erased, objective, parameters)
+        b = influence.total * free
+        size = norm(b)
+        seconds = {"influence": time.perf_counter() - clock}
+        clock = time.perf_counter()
+        nodes = important_nodes(objective, problem, self.keep_ratio, self.hops) & ~problem.erased
+        search = NewtonSearch(
+            objective,
+            problem,
+            sides,
+            influence.leftover,
+            free,
+            nodes,
+            self.curvature,
+            self.damping,
+            self.max_steps,
+            self.cg_iterations,
+            self.cg_tolerance,
+            self.probes,
+            self.seed,
+            report,
+        )
+        stationarity = norm(influence.leftover * free) / size if size else math.inf
+        theta, steps = search.run(start, -b, stationarity) if size else (start, ())
+        seconds["solve"] = time.perf_counter() - clock
+        return Update(
+            parameters=theta,
+            direct_norm=norm(influence.direct * free),
+            spillover_norm=norm(influence.spillover * free),
+            residual_before=size,
+            residual_after=steps[-1].residual if steps else size,
+            stationarity=stationarity,
+            steps=steps,
+            cg_iterations=search.products,
+            unknowns=int(nodes.sum()),
+            rows_changed=_rows_changed(objective, parameters, theta),
+            seconds=seconds,
+        )
+
+
+def _rows_changed(objective: Objective, before: Parameters, after: Parameters) -> int:
+    changed = torch.zeros(objective.num_nodes, dtype=torch.bool, device=next(iter(after.values())).device)
+    offsets = {"user": (0, objective.num_users), "item": (objective.num_users, None), "node": (0, None)}
+    for name, kind in objective.node_parameters.items():
+        low, high = offsets[kind]
+        changed[low:high] |= (before[name] != after[name]).flatten(1).any(dim=1)
+    return int(changed.sum())

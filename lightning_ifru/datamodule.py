@@ -85,9 +85,7 @@ class InteractionDataModule(lightning.LightningDataModule):
         if not isinstance(seed, int):
             raise DataError(f"seed={seed!r} is not a whole number; choose one.")
         if threshold is not None and (rating is None or not np.isfinite(threshold)):
-            raise DataError(
-                f"threshold={threshold} is no finite number, or lacks ratings; name their column: rating=."
-            )
+            raise DataError(f"threshold={threshold} is no finite number, or lacks ratings; name their column: rating=.")
         self.batch_size = batch_size
         self.num_negatives = num_negatives
         self.seed = seed
@@ -177,9 +175,7 @@ class InteractionDataModule(lightning.LightningDataModule):
             RequestError: If it names what is unknown or would leave nothing; what was staged before stays so.
         """
         if not isinstance(request, UnlearningRequest):
-            raise RequestError(
-                f"got a {type(request).__name__}; pass UnlearningRequest(users=..., items=...)."
-            )
+            raise RequestError(f"got a {type(request).__name__}; pass UnlearningRequest(users=..., items=...).")
         staged = request if self._pending is None else self._pending | request
         self.table.plan(staged)
         self._pending = staged

@@ -56,9 +56,7 @@ class IdIndex:
         try:
             codes, distinct = pd.factorize(column)
         except TypeError as error:
-            raise DataError(
-                f"the {column.name}s' column holds no ids ({error}); use strings or numbers."
-            ) from error
+            raise DataError(f"the {column.name}s' column holds no ids ({error}); use strings or numbers.") from error
         ids = np.asarray(distinct, dtype=object)
         merged, _ = pd.factorize(np.fromiter(map(id_text, ids), dtype=object, count=len(ids)))
         first = np.unique(merged, return_index=True)[1]
@@ -106,10 +104,7 @@ class IdIndex:
 
     def plain(self) -> list[Any]:
         """Return the ids as strings, numbers and ``None``: what a checkpoint can hold."""
-        return [
-            value if isinstance(value, (str, int, float, type(None))) else id_text(value)
-            for value in self.ids
-        ]
+        return [value if isinstance(value, (str, int, float, type(None))) else id_text(value) for value in self.ids]
 
     def _replace(self, ids: npt.NDArray[np.object_]) -> None:
         self.ids = ids

@@ -88,9 +88,7 @@ class UnlearningRequest:
         if not isinstance(other, UnlearningRequest):
             return NotImplemented
         texts = self.texts | {key: value for key, value in other.texts.items() if key not in self.texts}
-        parts = {
-            part: [value for (kind, _), value in texts.items() if kind == _KINDS[part]] for part in _KINDS
-        }
+        parts = {part: [value for (kind, _), value in texts.items() if kind == _KINDS[part]] for part in _KINDS}
         return UnlearningRequest(**parts, lines={**other.lines, **self.lines})
 
     def digest(self, key: bytes) -> str:
@@ -133,9 +131,7 @@ class UnlearningRequest:
             elif ".csv" in (suffix.lower() for suffix in path.suffixes):
                 parts, lines = _read_csv(path, user, item)
             else:
-                raise RequestError(
-                    "this kind of file is not supported; write .csv (possibly compressed) or .json."
-                )
+                raise RequestError("this kind of file is not supported; write .csv (possibly compressed) or .json.")
             return cls(**parts, lines=lines)
         except (RequestError, DataError) as error:
             raise RequestError(f"the request file {path.name!r} is refused: {error}") from error
@@ -158,9 +154,7 @@ def _listed(values: Any, name: str, example: str) -> list[Any]:
     if hasattr(values, "tolist"):  # arrays, tensors and Series give Python's own numbers
         values = values.tolist()
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise RequestError(
-            f"{name}={values!r} is a {type(values).__name__}, not a list; write {name}={example}."
-        )
+        raise RequestError(f"{name}={values!r} is a {type(values).__name__}, not a list; write {name}={example}.")
     return list(values)
 
 
@@ -232,9 +226,7 @@ def _read_json(path: Path) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
         raise RequestError(f"it cannot be read as JSON in UTF-8 ({error}); check the file.") from error
     unknown = sorted(set(content) - set(_KINDS)) if isinstance(content, dict) else [type(content).__name__]
     if unknown:
-        raise RequestError(
-            f'wanted {{"users": [...], "items": [...], "interactions": [...]}}, got {unknown[0]!r}.'
-        )
+        raise RequestError(f'wanted {{"users": [...], "items": [...], "interactions": [...]}}, got {unknown[0]!r}.')
     request = UnlearningRequest(**content)
     lines: dict[LineKey, int] = {}
     scalars = _scalar_lines(text)
@@ -253,9 +245,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a key given twice: the standard parser would silently drop the ids of the first."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise RequestError(
-            f"it has a key more than once ({[key for key, _ in pairs]}); put its ids in one list."
-        )
+        raise RequestError(f"it has a key more than once ({[key for key, _ in pairs]}); put its ids in one list.")
     return content
 
 

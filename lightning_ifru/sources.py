@@ -113,9 +113,7 @@ def read_text_table(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{name!r} cannot be read as CSV ({str(error).strip()}); check the file.") from error
     repeated = sorted({column for column in header if header.count(column) > 1})
     if repeated:
-        raise DataError(
-            f"{name!r} has the column {repeated[0]!r} more than once; rename or delete one of them."
-        )
+        raise DataError(f"{name!r} has the column {repeated[0]!r} more than once; rename or delete one of them.")
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(f"{name!r} has more fields in its rows than in its header; give every column a name.")
     table.index = pd.RangeIndex(2, len(table) + 2)
@@ -139,9 +137,7 @@ def _read_mapping(source: Mapping[str, Any] | pd.DataFrame, columns: dict[str, s
     series = {name: _series(source[name], name) for name in columns.values()}
     lengths = {name: len(column) for name, column in series.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError(
-            f"the columns have different lengths ({lengths}); give one value per interaction in each."
-        )
+        raise DataError(f"the columns have different lengths ({lengths}); give one value per interaction in each.")
     return pd.DataFrame(series)
 
 
@@ -152,10 +148,8 @@ def _series(values: Any, name: str) -> pd.Series[Any]:
         return values.reset_index(drop=True)
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise DataError(f"column {name!r} has the shape {values.shape}; it must have one dimension.")
-    if not isinstance(values, (list, tuple, range, np.ndarray)):
-        raise DataError(
-            f"column {name!r} is a {type(values).__name__}; pass a list, an array, a tensor or a Series."
-        )
+    if not isinstance(values, (list, tuple, range, np.ndarray, pd.api.extensions.ExtensionArray)):
+        raise DataError(f"column {name!r} is a {type(values).__name__}; pass a list, an array, a tensor or a Series.")
     return pd.Series(values)
 
 

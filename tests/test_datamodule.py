@@ -1,0 +1,338 @@
+import gc
+import gzip
+import weakref
+import zipfile
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.request import UnlearningRequest
+
+
+def source(n=400, users=30, items=20, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "user": rng.integers(0, users, n),
+        "item": rng.integers(0, items, n),
+        "rating": rng.integers(1, 6, n).astype(float),
+    }
+
+
+def labelled(**changes):
+    return InteractionDataModule(source(), **({"rating": "rating", "threshold": 3.0, "batch_size": 32} | changes))
+
+
+def implicit(**changes):
+    return InteractionDataModule(source(), **({"batch_size": 32, "num_negatives": 3} | changes))
+
+
+def pairs(interactions):
+    return set(zip(interactions.user.tolist(), interactions.item.tolist(), strict=True))
+
+
+def from_batches(loader):
+    batches = list(loader)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+class Model(lightning.LightningModule):
+    """Reads every batch and remembers the pairs it saw, by stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Embedding(50, 4)
+        self.seen = {}
+
+    def score(self, stage, batch):
+        seen = zip(batch["user"].tolist(), batch["item"].tolist(), strict=True)
+        self.seen.setdefault(stage, set()).update(seen)
+        return (self.weight(batch["user"]) * self.weight(batch["item"] + 30)).sum(-1)
+
+    def training_step(self, batch):
+        return self.score("fit", batch).square().mean()
+
+    def validation_step(self, batch):
+        self.log("val", self.score("validate", batch).mean())
+
+    def test_step(self, batch):
+        self.log("test", self.score("test", batch).mean())
+
+    def predict_step(self, batch):
+        return self.score("predict", batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(tmp_path, **changes):
+    return lightning.Trainer(
+        **{
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+            "accelerator": "cpu",
+        }
+        | changes
+    )
+
+
+# --- what is there after construction
+
+
+def test_everything_is_there_without_setup(tmp_path):
+    path = tmp_path / "ratings.csv.gz"
+    path.write_bytes(gzip.compress(b"who,what,stars\n007,NA,5\n8,x,1\n007,x,4\n007,x,2\n9,x,4\n"))
+    data = InteractionDataModule(
+        path, user="who", item="what", rating="stars", threshold=4, val_fraction=0, test_fraction=0
+    )
+    assert (data.num_users, data.num_items, data.labelled) == (3, 2, True)
+    assert data.user_ids.tolist() == ["007", "8", "9"]
+    assert data.item_ids.tolist() == ["NA", "x"]
+    assert data.train.user.tolist() == [0, 1, 0, 2]
+    assert data.train.item.tolist() == [0, 1, 1, 1]
+    assert data.train.label.tolist() == [1, 0, 0, 1]
+    assert data.graph().tolist() == [[0, 2, 3, 4], [3, 4, 0, 2]]
+    assert len(data.val) == len(data.test) == 0
+    assert data.candidates.tolist() == [0, 1]
+    assert data.pending is None
+
+
+def test_the_graph_is_of_positive_training_interactions_in_both_directions():
+    data = labelled()
+    train = data.train
+    wanted = set()
+    for user, item, label in zip(train.user.tolist(), train.item.tolist(), train.label.tolist(), strict=True):
+        if label > 0:
+            wanted |= {(user, data.num_users + item), (data.num_users + item, user)}
+    graph = data.graph()
+    assert {tuple(edge) for edge in graph.T.tolist()} == wanted
+    assert graph.shape == (2, len(wanted))
+    assert 0 < len(wanted) < 2 * len(train)
+    assert data.graph() is graph
+
+
+def test_the_splits_are_disjoint_and_complete():
+    data = implicit(val_fraction=0.2, test_fraction=0.3)
+    splits = [pairs(data.train), pairs(data.val), pairs(data.test)]
+    every = {(data.user_ids[u], data.item_ids[i]) for split in splits for u, i in split}
+    assert every == set(zip(source()["user"].tolist(), source()["item"].tolist(), strict=True))
+    assert sum(map(len, splits)) == len(every)
+    assert min(map(len, splits)) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"split": "temporal"}, "split='temporal'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"num_negatives": -1}, "num_negatives=-1"),
+        ({"seed": "x"}, "seed='x'"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "sum below 1"),
+        ({"rating": None}, "threshold=3.0"),
+        ({"threshold": float("nan")}, "threshold=nan"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(changes, fragment):
+    with pytest.raises(DataError, match=fragment):
+        labelled(**changes)
+
+
+def test_a_bad_source_is_refused_on_first_use(tmp_path):
+    data = InteractionDataModule(tmp_path / "ratings.csv")
+    with pytest.raises(DataError, match="no file"):
+        _ = data.num_users
+    (tmp_path / "ratings.csv").write_text("user,item\n1,2\n3,4\n")
+    assert data.num_users == 2
+
+
+def test_nothing_is_kept_of_a_mapping_of_arrays():
+    class Column(np.ndarray):
+        pass
+
+    arrays = {name: values.view(Column) for name, values in source().items()}
+    mapping = dict(arrays)
+    alive = [weakref.ref(array) for array in arrays.values()]
+    data = InteractionDataModule(mapping, rating="rating")
+    assert data.num_users == 30
+    del arrays
+    mapping.clear()
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+    assert not data.hparams
+
+
+# --- batches
+
+
+def test_a_labelled_epoch_holds_every_training_interaction_once():
+    data = labelled()
+    loader = data.train_dataloader()
+    shapes = [batch["user"].shape for batch in loader]
+    assert shapes[:-1] == [(32,)] * (len(loader) - 1)
+    epoch = from_batches(loader)
+    assert epoch.keys() == {"user", "item", "label"}
+    triples = sorted(zip(*(epoch[name].tolist() for name in ("user", "item", "label")), strict=True))
+    train = data.train
+    wanted = list(zip(train.user.tolist(), train.item.tolist(), train.label.tolist(), strict=True))
+    assert triples == sorted(wanted)
+    assert list(zip(*(epoch[name].tolist() for name in ("user", "item", "label")), strict=True)) != wanted
+    assert (epoch["label"].dtype, epoch["user"].dtype) == (torch.float32, torch.int64)
+
+
+def test_training_negatives_are_new_each_epoch_and_follow_the_global_seed():
+    data = implicit()
+    lightning.seed_everything(1, verbose=False)
+    one, other = from_batches(data.train_dataloader()), from_batches(data.train_dataloader())
+    lightning.seed_everything(1, verbose=False)
+    again = from_batches(data.train_dataloader())
+    assert one.keys() == {"user", "item", "negative"}
+    assert one["negative"].shape == (len(data.train), 3)
+    assert not torch.equal(one["negative"], other["negative"])
+    assert torch.equal(one["negative"], again["negative"])
+    assert torch.equal(one["user"], again["user"])
+
+
+def test_negatives_are_uniform_over_the_candidates():
+    data = implicit(num_negatives=200)
+    data.forget(UnlearningRequest(items=[data.item_ids[5]]))
+    data.commit(data.removal())
+    drawn = torch.bincount(from_batches(data.train_dataloader())["negative"].flatten(), minlength=20)
+    assert drawn[5] == 0
+    others = drawn[torch.arange(20) != 5].double()
+    assert ((others / others.mean() - 1).abs() < 5 / others.mean().sqrt()).all()
+
+
+def test_held_out_batches_are_the_same_every_time_and_for_every_batch_size():
+    data, larger = implicit(), implicit(batch_size=1000)
+    for name in ("val", "test", "predict"):
+        first, second, third = (from_batches(getattr(d, f"{name}_dataloader")()) for d in (data, data, larger))
+        interactions = data.val if name == "val" else data.test
+        assert torch.equal(first["user"], interactions.user)
+        assert torch.equal(first["item"], interactions.item)
+        for key in first:
+            assert torch.equal(first[key], second[key])
+            assert torch.equal(first[key], third[key])
+    other = implicit(seed=1, val_fraction=0.2)
+    negatives = [from_batches(d.val_dataloader())["negative"][:30] for d in (implicit(val_fraction=0.2), other)]
+    assert not torch.equal(*negatives)
+
+
+@pytest.mark.parametrize("make", [labelled, implicit])
+@pytest.mark.parametrize("fractions", [(0.1, 0.1), (0.0, 0.0), (0.1, 0.0), (0.0, 0.1)])
+def test_a_trainer_runs_with_and_without_held_out_interactions(tmp_path, make, fractions):
+    data, model = make(val_fraction=fractions[0], test_fraction=fractions[1]), Model()
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=data)
+    assert model.seen["fit"] == pairs(data.train)
+    assert ("validate" in model.seen) == (fractions[0] > 0)
+    for stage, interactions in (("validate", data.val), ("test", data.test), ("predict", data.test)):
+        model.seen.clear()
+        getattr(run, stage)(model, datamodule=data)
+        assert model.seen.get(stage, set()) == pairs(interactions)
+
+
+# --- forgetting
+
+
+def test_forgetting_is_staged_and_then_committed():
+    data = implicit()
+    user, item = data.user_ids[3], data.item_ids[4]
+    before, graph = pairs(data.train), data.graph()
+    data.forget(UnlearningRequest(users=[user]))
+    data.forget(UnlearningRequest(items=[str(item)]))
+    assert data.pending == UnlearningRequest(users=[user], items=[item])
+    assert pairs(data.train) == before
+    assert data.graph() is graph
+
+    removal = data.removal()
+    data.commit(removal)
+    assert data.pending is None
+    assert pairs(data.train) == {(u, i) for u, i in before if u != 3 and i != 4} != before
+    assert removal.counts["train"] == len(before) - len(data.train)
+    assert data.user_ids[3] is None
+    assert (data.num_users, data.num_items) == (30, 20)
+    assert not ({3, 30 + 4} & set(data.graph().flatten().tolist()))
+    assert 4 not in data.candidates.tolist()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        batches = from_batches(loader)
+        assert 3 not in batches["user"].tolist()
+        assert 4 not in batches["item"].tolist() + batches["negative"].flatten().tolist()
+
+
+def test_what_is_staged_can_be_dropped():
+    data = implicit()
+    data.forget(UnlearningRequest(users=[data.user_ids[0]]))
+    data.discard()
+    assert data.pending is None
+    with pytest.raises(RequestError, match="nothing is staged"):
+        data.removal()
+
+
+def test_a_refused_request_leaves_what_was_staged():
+    data = implicit()
+    data.forget(UnlearningRequest(users=[data.user_ids[0]]))
+    for request in (UnlearningRequest(users=["ghost"]), UnlearningRequest(users=data.user_ids)):
+        with pytest.raises(RequestError):
+            data.forget(request)
+    with pytest.raises(RequestError, match="pass UnlearningRequest"):
+        data.forget({"users": [1]})
+    assert data.pending == UnlearningRequest(users=[data.user_ids[0]])
+
+
+def test_a_later_fit_never_sees_what_was_forgotten(tmp_path):
+    data, model = labelled(), Model()
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=data)
+    gone = pairs(data.train[:5]) | pairs(data.val[:2]) | pairs(data.test[:2])
+    assert len(gone) == 9
+    data.forget(
+        UnlearningRequest(
+            users=[data.user_ids[7]], interactions=[(data.user_ids[u], data.item_ids[i]) for u, i in gone]
+        )
+    )
+    data.commit(data.removal())
+    model.seen.clear()
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=data)
+    run.test(model, datamodule=data)
+    for stage in ("fit", "validate", "test"):
+        assert model.seen[stage]
+        assert not model.seen[stage] & gone
+        assert 7 not in {user for user, _ in model.seen[stage]}
+
+
+def test_a_checkpoint_carries_what_is_forgotten_into_a_new_process(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item\n" + "".join(f"u{u},i{i}\n" for u in range(12) for i in range(9) if (u * i) % 4))
+    data, model = InteractionDataModule(path), Model()
+    data.forget(UnlearningRequest(users=["u3"], interactions=[("u5", "i1")]))
+    data.commit(data.removal())
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=data)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    with zipfile.ZipFile(tmp_path / "last.ckpt") as archive:
+        (pickled,) = (archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    assert b"u3" not in pickled
+    assert b"u5" in pickled
+
+    fresh = InteractionDataModule(path, seed=4)
+    assert (graph := fresh.graph()).shape != data.graph().shape
+    again = Model()
+    trainer(tmp_path, max_epochs=2).fit(again, datamodule=fresh, ckpt_path=tmp_path / "last.ckpt")
+    assert fresh.user_ids.tolist() == data.user_ids.tolist()
+    for name in ("train", "val", "test"):
+        assert pairs(getattr(fresh, name)) == pairs(getattr(data, name))
+    assert torch.equal(fresh.graph(), data.graph())
+    assert fresh.graph() is not graph
+    assert again.seen["fit"] == pairs(data.train)
+    with pytest.raises(RequestError, match="u3"):
+        fresh.forget(UnlearningRequest(users=["u3"]))

@@ -1,0 +1,30 @@
+"""Recommendation unlearning with influence functions, as a PyTorch Lightning plugin.
+
+Importing the package adds ``unlearn`` to ``lightning.pytorch.Trainer``.
+"""
+
+from lightning_ifru.callback import IFRUCallback
+from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import DataError, ObjectiveError, RequestError, SolverError, UnlearningError
+from lightning_ifru.influence import IFRU
+from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.report import UnlearningReport
+from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.trainer import unlearn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IFRU",
+    "DataError",
+    "IFRUCallback",
+    "IFRUMixin",
+    "InteractionDataModule",
+    "ObjectiveError",
+    "RequestError",
+    "SolverError",
+    "UnlearningError",
+    "UnlearningReport",
+    "UnlearningRequest",
+    "unlearn",
+]

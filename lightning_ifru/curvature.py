@@ -100,7 +100,7 @@ class GaussNewton(Curvature):
         primals = (self._decoder, *rows)
         score_tangent = jvp(decode, primals, (decoder_tangent, *tangents))[1]
         scores, pullback = vjp(decode, *primals)
-        bent = jvp(grad(lambda s: self.objective.score_risk(chunk, s)), (scores,), (score_tangent,))[1]
+        bent = jvp(grad(lambda s: chunk.risk(self.objective.loss, s)), (scores,), (score_tangent,))[1]
         d, s, t = pullback(bent)
         return (None, None), (d, s, t)
 

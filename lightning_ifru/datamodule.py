@@ -199,6 +199,10 @@ class InteractionDataModule(lightning.LightningDataModule):
         self.table.remove(removal)
         self._pending = self._graph = None
 
+    def adopt(self, table: InteractionTable) -> None:
+        """Put another table in place of the present one: a copy made before something that failed."""
+        self._table, self._graph = table, None
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled training batches."""
         return self._loader(self.train, shuffle=True)

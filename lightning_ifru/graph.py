@@ -62,47 +62,47 @@ def normalized_adjacency(edge_index: Tensor, num_nodes: int, dtype: torch.dtype 
     return cached[num_nodes, dtype]
 
 
-class _SymmetricProduct(torch.autograd.Function):
+class _Graph:
+    """Hides the edge index from torch.func, under whose wrappers sparse matrices cannot be built."""
+
+    def __init__(self, edge_index: Tensor) -> None:
+        self.edge_index = edge_index
+
+
+class _Propagation(torch.autograd.Function):
     """A x for a constant symmetric A: its backward and its forward derivative are the same product.
 
     torch.sparse has no forward-mode derivative; this has every order and mode, and needs nothing saved but A.
     """
 
     @staticmethod
-    def forward(adjacency: _Constant, x: Tensor) -> Tensor:
-        return adjacency.matrix @ x
+    def forward(graph: _Graph, x: Tensor) -> Tensor:
+        return normalized_adjacency(graph.edge_index, x.shape[0], x.dtype) @ x
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[_Constant, Tensor], output: Tensor) -> None:
-        ctx.adjacency = inputs[0]
+    def setup_context(ctx: Any, inputs: tuple[_Graph, Tensor], output: Tensor) -> None:
+        ctx.graph = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, _SymmetricProduct.apply(ctx.adjacency, gradient)
+        return None, _Propagation.apply(ctx.graph, gradient)
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
-        product: Tensor = _SymmetricProduct.apply(ctx.adjacency, tangent)
-        return product
+        return _Propagation.apply(ctx.graph, tangent)
 
 
-class _Constant:
-    """Hides the sparse matrix from torch.func, whose wrappers do not know sparse layouts."""
+def propagate(edge_index: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`D^{-1/2} A D^{-1/2}\, x` for node rows ``x [N, d]``, differentiable in ``x`` to any order and mode.
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-
-
-def propagate(adjacency: Tensor, x: Tensor) -> Tensor:
-    """Multiply a constant symmetric CSR ``adjacency [N, N]`` with ``x [N, d]``, differentiable in ``x`` to any order.
+    Equal to PyG's ``LGConv`` on the same ``edge_index [2, 2E]``, which must hold both directions of every edge.
 
     Example:
-        >>> propagate(normalized_adjacency(torch.tensor([[0, 1], [1, 0]]), 2), torch.tensor([[1.0], [2.0]]))
+        >>> propagate(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1.0], [2.0]]))
         tensor([[2.],
                 [1.]])
     """
-    product: Tensor = _SymmetricProduct.apply(_Constant(adjacency), x)
-    return product
+    return _Propagation.apply(_Graph(edge_index), x)
 
 
 def affected_nodes(edge_index: Tensor, endpoints: Tensor, num_nodes: int, hops: int) -> Tensor:

@@ -116,9 +116,7 @@ class InteractionTable:
         self._cuts = split.cuts(hashes)
         self.split = assign(hashes, self._cuts)
         if not (self.split == 0).any():
-            raise DataError(
-                f"none of {len(self)} rows is left for training; give more or choose smaller fractions."
-            )
+            raise DataError(f"none of {len(self)} rows is left for training; give more or choose smaller fractions.")
 
     def __len__(self) -> int:
         """Return the number of rows, including the cleared ones."""
@@ -134,10 +132,16 @@ class InteractionTable:
         """Bool mask over all rows: alive and an edge of the graph (in whatever split)."""
         return self.alive if self._all_edges else self.alive & (self.label > 0)
 
+    def rows(self, split: str, *, positive: bool = False) -> Tensor:
+        """Return which rows are alive in ``"train"``, ``"val"`` or ``"test"``: a bool mask over all rows."""
+        return (self.positive if positive else self.alive) & (self.split == SPLITS.index(split))
+
     @torch.inference_mode(False)
-    def select(self, split: str, *, positive: bool = False) -> Interactions:
-        """Return what is alive of ``"train"``, ``"val"`` or ``"test"``, in the table's order."""
-        rows = (self.positive if positive else self.alive) & (self.split == SPLITS.index(split))
+    def select(self, split: str, *, positive: bool = False, without: Removal | None = None) -> Interactions:
+        """Return what is alive of a split, in the table's order; as it would be after a removal, if one is given."""
+        rows = self.rows(split, positive=positive)
+        if without is not None:
+            rows = rows & ~without.rows
         return Interactions(self.user[rows], self.item[rows], self.label[rows])
 
     def plan(self, request: UnlearningRequest) -> Removal:

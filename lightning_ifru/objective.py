@@ -42,13 +42,18 @@ class Loss:
     def __call__(self, scores: Tensor, target: Tensor | None) -> Tensor:
         """Return the loss ``[B]`` of ``scores [B, C]``; column 0 is the example, the others are its negatives."""
         if self.pairwise:
+            if scores.shape[1] == 1:
+                raise ObjectiveError(
+                    f"the loss '{self.name}' needs negatives and got labelled interactions; leave out the rating "
+                    "column of the data, or choose loss='bce'."
+                )
             return self.function(scores[:, :1], scores[:, 1:]).mean(dim=1)
         if target is None:
             raise ObjectiveError(
-                f"the loss '{self.name}' got implicit interactions without labels; name the rating column of the "
+                f"the loss '{self.name}' needs labels and got implicit interactions; name the rating column of the "
                 "data, or choose loss='bpr'."
             )
-        return self.function(scores[:, 0], target)
+        return self.function(scores[:, 0], target.to(scores.dtype))
 
 
 def resolve_loss(loss: str | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
@@ -105,13 +110,32 @@ class Examples:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Examples as pairs of nodes: ``B`` examples of ``columns`` pairs each, flattened to ``[B * columns]``."""
+    """Examples as pairs of nodes: ``B`` examples of ``columns`` pairs each, flattened to ``[B * columns]``.
+
+    Column 0 of an example is its own pair, the others pair its user with its negatives.
+    """
 
     source: Tensor
     destination: Tensor
     columns: int
     target: Tensor | None
     weight: float
+
+    @classmethod
+    def of(
+        cls, num_users: int, user: Tensor, item: Tensor, target: Tensor | None, negative: Tensor | None, weight: float
+    ) -> Chunk:
+        """Pair users ``[B]`` with items ``[B]`` and, if there are any, with negatives ``[B, K]``."""
+        columns = 1
+        if negative is not None:
+            columns += negative.shape[1]
+            user = user.repeat_interleave(columns)
+            item = torch.cat([item.unsqueeze(1), negative], dim=1).reshape(-1)
+        return cls(user, item + num_users, columns, target, weight)
+
+    def risk(self, loss: Loss, scores: Tensor) -> Tensor:
+        """Return the chunk's share of the risk, a scalar, from its scores ``[B * columns]``."""
+        return self.weight * loss(scores.view(-1, self.columns), self.target).sum()
 
 
 @dataclass(frozen=True)
@@ -172,22 +196,12 @@ class Objective:
             yield self._chunk(examples, start, stop, negative, examples.weight)
 
     def _chunk(self, examples: Examples, start: int, stop: int, negative: Tensor | None, weight: float) -> Chunk:
-        source, item = examples.user[start:stop], examples.item[start:stop]
-        columns = 1
-        if negative is not None:
-            columns += negative.shape[1]
-            source = source.repeat_interleave(columns)
-            item = torch.cat([item.unsqueeze(1), negative], dim=1).reshape(-1)
         target = None if examples.target is None else examples.target[start:stop]
-        return Chunk(source, item + self.num_users, columns, target, weight)
+        return Chunk.of(self.num_users, examples.user[start:stop], examples.item[start:stop], target, negative, weight)
 
     def chunk_risk(self, chunk: Chunk, parameters: Parameters, source: Tensor, destination: Tensor) -> Tensor:
         """Return the chunk's share of the risk, a scalar, from the rows ``[B * columns, d]`` of its nodes."""
-        return self.score_risk(chunk, self.decode(parameters, source, destination))
-
-    def score_risk(self, chunk: Chunk, scores: Tensor) -> Tensor:
-        """Return the chunk's share of the risk from its scores ``[B * columns]``."""
-        return chunk.weight * self.loss(scores.view(-1, chunk.columns), chunk.target).sum()
+        return chunk.risk(self.loss, self.decode(parameters, source, destination))
 
     def decoder_part(self, parameters: Parameters) -> Parameters:
         """Return the parameters that the decoder depends on."""
@@ -273,7 +287,7 @@ class Objective:
                 "the model gave two different answers to the same input; influence functions need a deterministic "
                 "objective: call model.eval(), or switch off dropout and sampling inside encode and decode."
             )
-        curvature = jvp(grad(lambda s: self.score_risk(chunk, s)), (scores,), (_alternating(scores),))[1]
+        curvature = jvp(grad(lambda s: chunk.risk(self.loss, s)), (scores,), (_alternating(scores),))[1]
         if torch.isfinite(scores).all() and not bool(curvature.any()):
             raise ObjectiveError(
                 f"the loss '{self.loss.name}' has no curvature (its second derivative is zero everywhere it was "

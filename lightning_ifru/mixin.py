@@ -1,0 +1,288 @@
+"""What a LightningModule says about itself so that it can be trained and unlearned by one objective."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.objective import Chunk, Loss, NodeKind, Objective, resolve_loss
+from lightning_ifru.parameters import Parameters
+
+if TYPE_CHECKING:
+    import lightning
+
+    _Base = lightning.LightningModule
+else:
+    _Base = object
+
+Batch = dict[str, Tensor]
+
+
+class IFRUMixin(_Base):
+    r"""Makes a ``LightningModule`` a recommender that can forget: ``class MyGNN(IFRUMixin, LightningModule)``.
+
+    A subclass gives :meth:`encode`, chooses :attr:`loss`, and where scores are no dot product :meth:`decode`. Training
+    loss and unlearning objective are then one function, the mean over examples of ``loss`` plus
+    :meth:`regularization`.
+
+    Attributes:
+        loss: ``"bpr"``, ``"bce"``, ``"mse"``, or a callable ``(scores [B], targets [B]) -> [B]``.
+        node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
+            ``None``: inferred from the embedding tables, where their sizes leave no doubt.
+        message_passing_hops: how many edges away a node's representation reaches; ``None``: not known.
+
+    Source: arXiv 2307.02147; the encoder-decoder form is that of Hamilton, *Graph Representation Learning*, 2020.
+    """
+
+    loss: str | Callable[[Tensor, Tensor], Tensor] | Loss = "bpr"
+    node_parameters: Mapping[str, NodeKind] | None = None
+    message_passing_hops: int | None = None
+    _edges: tuple[Tensor, Tensor] | None = None
+
+    def encode(self, edge_index: Tensor) -> Tensor:
+        """Return the representations ``[num_nodes, d]`` of users and then items, given ``edge_index [2, 2E]``."""
+        raise ObjectiveError(
+            f"{type(self).__name__} does not implement encode; wanted encode(edge_index) -> [num_nodes, d], users first."
+        )
+
+    def decode(self, src: Tensor, dst: Tensor) -> Tensor:
+        """Return the scores ``[B]`` of pairs of rows ``[B, d]``; by default their dot products."""
+        return (src * dst).sum(-1)
+
+    def regularization(self) -> Tensor:
+        r"""Return Ω, the part of the objective that is no mean over examples; by default the optimiser's L2 penalty.
+
+        Overridden, it is added to the training loss; by default it is what the optimiser adds by itself,
+        :math:`\sum_p \frac{\lambda_p}{2} \|\theta_p\|^2` with its ``weight_decay`` :math:`\lambda_p`.
+
+        Raises:
+            ObjectiveError: the optimiser's decay is decoupled from the gradient (AdamW) and thus no term of a risk.
+        """
+        return _l2(dict(self.named_parameters()), self._weight_decay())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective on a batch: the mean loss, and an overridden :meth:`regularization`."""
+        loss = self._batch_loss(batch)
+        if self._regularizes():
+            loss = loss + self.regularization()
+        self.log("train_loss", loss, batch_size=len(batch["user"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean loss as ``val_loss``."""
+        self.log("val_loss", self._batch_loss(batch), prog_bar=True, batch_size=len(batch["user"]))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean loss as ``test_loss``."""
+        self.log("test_loss", self._batch_loss(batch), batch_size=len(batch["user"]))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the scores ``[B]`` of the batch's pairs."""
+        h = self.encode(self.edge_index)
+        return self.decode(h[batch["user"]], h[batch["item"] + self._data().num_users])
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The graph of the data the module is attached to, as it stands now, on the module's device."""
+        graph = self._data().graph()
+        if self._edges is None or self._edges[0] is not graph:
+            with torch.inference_mode(False):  # first asked for in validation, it must still serve a later fit
+                self._edges = (graph, graph.to(self.device))
+        return self._edges[1]
+
+    def release_graph(self) -> None:
+        """Drop the graph the module has last used, so that nothing of it outlives its data."""
+        self._edges = None
+
+    def objective(
+        self, edge_index: Tensor, num_users: int, num_items: int, chunk_size: int = 1 << 16
+    ) -> tuple[Objective, Parameters]:
+        """Return the objective as a pure function, and the parameters it was trained to.
+
+        Args:
+            edge_index: a graph to try the module on.
+            num_users: the offset of items among nodes.
+            num_items: the number of items.
+            chunk_size: pairs that go through decoder and loss at a time.
+
+        Raises:
+            ObjectiveError: the module has no trainable parameters, leaves a doubt which hold node rows, or has an
+                optimiser whose decay is no term of a risk.
+        """
+        parameters = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise ObjectiveError(
+                f"{type(self).__name__} is frozen: none of its parameters requires a gradient; unfreeze what was "
+                "trained before unlearning."
+            )
+        call = _Method(self)
+        dense = self._decoder_parameters(call, parameters, edge_index)
+        decays = {} if self._regularizes() else self._weight_decay()
+
+        def encode(p: Parameters, graph: Tensor) -> Tensor:
+            return call.on(p, "encode", graph)
+
+        def decode(p: Parameters, src: Tensor, dst: Tensor) -> Tensor:
+            return call.on(p, "decode", src, dst) if dense else self.decode(src, dst)
+
+        def regularization(p: Parameters) -> Tensor:
+            return call.on(p, "regularization") if self._regularizes() else _l2(p, decays)
+
+        return (
+            Objective(
+                encode=encode,
+                decode=decode,
+                loss=resolve_loss(self.loss),
+                regularization=regularization,
+                num_users=num_users,
+                num_items=num_items,
+                node_parameters=self._node_kinds(num_users, num_items),
+                decoder_parameters=dense,
+                chunk_size=chunk_size,
+            ),
+            parameters,
+        )
+
+    def initial_rows(self, name: str, rows: Tensor, seed: int = 0) -> Tensor:
+        """Return fresh rows of a node parameter, as the module initialises them.
+
+        By default the outermost module on the way to the parameter that has a ``reset_parameters`` is copied and
+        reset: the rows have the distribution training started from, and nothing of a person.
+
+        Args:
+            name: the parameter, as in ``named_parameters``.
+            rows: positions ``[n]`` in its first dimension.
+            seed: of the random numbers; the global generator is left alone.
+
+        Raises:
+            ObjectiveError: no such module is found.
+        """
+        path = name.split(".")
+        for depth in range(len(path)):
+            owner = self.get_submodule(".".join(path[:depth]))
+            if callable(getattr(owner, "reset_parameters", None)):
+                break
+        else:
+            raise ObjectiveError(
+                f"no module on the way to '{name}' of {type(self).__name__} has reset_parameters, so that the rows of "
+                "erased users cannot be drawn anew; define reset_parameters() or override initial_rows()."
+            )
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            fresh = copy.deepcopy(owner).cpu()
+            fresh.reset_parameters()  # type: ignore[operator]
+            return fresh.get_parameter(".".join(path[depth:]))[rows.cpu()].detach()
+
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "graph"):
+            raise ObjectiveError(
+                f"{type(self).__name__} got {type(data).__name__} as its trainer's datamodule; wanted an "
+                "InteractionDataModule: pass datamodule= to the trainer."
+            )
+        return data
+
+    def _batch_loss(self, batch: Batch) -> Tensor:
+        user = batch["user"]
+        chunk = Chunk.of(
+            self._data().num_users, user, batch["item"], batch.get("label"), batch.get("negative"), 1 / len(user)
+        )
+        h = self.encode(self.edge_index)
+        scores = self.decode(h.index_select(0, chunk.source), h.index_select(0, chunk.destination))
+        return chunk.risk(resolve_loss(self.loss), scores)
+
+    def _regularizes(self) -> bool:
+        return type(self).regularization is not IFRUMixin.regularization
+
+    def _decoder_parameters(self, call: _Method, parameters: Parameters, edge_index: Tensor) -> tuple[str, ...]:
+        """Find the parameters that the scores depend on beside the representations, by asking autograd."""
+        if type(self).decode is IFRUMixin.decode:
+            return ()
+        with torch.no_grad():
+            h = self.encode(edge_index)
+        with torch.enable_grad():
+            leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+            score = call.on(leaves, "decode", h[:1], h[-1:]).sum()
+            if not score.requires_grad:
+                return ()
+            found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
+        return tuple(name for name, gradient in zip(leaves, found, strict=True) if gradient is not None)
+
+    def _node_kinds(self, num_users: int, num_items: int) -> dict[str, NodeKind]:
+        sizes: dict[NodeKind, int] = {"node": num_users + num_items, "user": num_users, "item": num_items}
+        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if self.node_parameters is not None:
+            for name, kind in self.node_parameters.items():
+                got = tuple(named[name].shape) if name in named else None
+                if got is None or got[0] != sizes[kind]:
+                    raise ObjectiveError(
+                        f"{type(self).__name__}.node_parameters names '{name}' as rows of every {kind}; got shape "
+                        f"{got}, wanted first dimension {sizes[kind]} of a trainable parameter."
+                    )
+            return dict(self.node_parameters)
+        tables = {f"{name}.weight".lstrip(".") for name, m in self.named_modules() if isinstance(m, nn.Embedding)}
+        kinds: dict[str, NodeKind] = {}
+        for name, parameter in named.items():
+            fitting = [kind for kind, size in sizes.items() if parameter.dim() and parameter.shape[0] == size]
+            if not fitting:
+                continue
+            if len(fitting) > 1 or name not in tables:
+                raise ObjectiveError(
+                    f"the parameter '{name}' of {type(self).__name__}, shape {tuple(parameter.shape)}, may hold a row "
+                    f"for every {' or '.join(fitting)}; say which parameters do: node_parameters = {{'{name}': "
+                    f"'{fitting[0]}'}}, or {{}} for none."
+                )
+            kinds[name] = fitting[0]
+        return kinds
+
+    def _weight_decay(self) -> dict[str, float]:
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        decays: dict[str, float] = {}
+        for optimizer in _optimizers(self.configure_optimizers()):
+            for group in optimizer.param_groups:
+                decay = float(group.get("weight_decay", 0.0))
+                if decay and (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")):
+                    raise ObjectiveError(
+                        f"{type(optimizer).__name__} with weight_decay={decay:g} decays weights outside of the "
+                        "objective; train with Adam(weight_decay=...), or with weight_decay=0 and an own "
+                        "regularization()."
+                    )
+                decays.update({names[id(p)]: decay for p in group["params"] if decay and id(p) in names})
+        return decays
+
+
+class _Method(nn.Module):
+    """Calls a module's methods with other parameters in place of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str, *inputs: Tensor) -> Tensor:
+        return getattr(self.module, method)(*inputs)
+
+    def on(self, parameters: Parameters, method: str, *inputs: Tensor) -> Tensor:
+        """Return ``module.method(*inputs)`` at ``parameters``."""
+        return functional_call(self, {f"module.{name}": p for name, p in parameters.items()}, (method, *inputs))
+
+
+def _l2(parameters: Parameters, decays: Mapping[str, float]) -> Tensor:
+    zero = next(iter(parameters.values())).new_zeros(())
+    return sum((0.5 * decay * parameters[name].square().sum() for name, decay in decays.items()), start=zero)
+
+
+def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
+    """Yield the optimisers in any of the forms that ``configure_optimizers`` may return."""
+    if isinstance(configured, torch.optim.Optimizer):
+        yield configured
+    elif isinstance(configured, Mapping):
+        yield from _optimizers(configured.get("optimizer"))
+    elif isinstance(configured, (list, tuple)):
+        for part in configured:
+            yield from _optimizers(part)

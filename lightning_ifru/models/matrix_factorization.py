@@ -1,0 +1,60 @@
+"""Matrix factorisation."""
+
+from __future__ import annotations
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from lightning_ifru.mixin import IFRUMixin
+
+
+class MatrixFactorization(IFRUMixin, lightning.LightningModule):
+    r"""Matrix factorisation: :math:`s_{ui} = e_u^\top e_i`; the graph is not used.
+
+    Args:
+        num_users: the number of users.
+        num_items: the number of items.
+        embedding_dim: the size ``d`` of an embedding.
+        loss: ``"bpr"``, ``"bce"`` or ``"mse"``.
+        lr: the learning rate of Adam.
+        weight_decay: its L2 penalty, Ω of the objective.
+
+    Source: Koren, Bell and Volinsky, *Matrix factorization techniques for recommender systems*, 2009.
+
+    Example:
+        >>> model = MatrixFactorization(num_users=2, num_items=3, embedding_dim=4)
+        >>> model.encode(torch.empty(2, 0, dtype=torch.long)).shape
+        torch.Size([5, 4])
+    """
+
+    message_passing_hops = 0
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        embedding_dim: int = 64,
+        loss: str = "bpr",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.loss = loss
+        self.lr, self.weight_decay = lr, weight_decay
+        self.node_parameters = {"embedding.weight": "node"}
+        self.embedding = nn.Embedding(num_users + num_items, embedding_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all embeddings anew, uniformly with the scale that keeps scores near zero (Glorot)."""
+        nn.init.xavier_uniform_(self.embedding.weight)
+
+    def encode(self, edge_index: Tensor) -> Tensor:
+        """Return the embeddings ``[num_users + num_items, d]``."""
+        return self.embedding.weight
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam with L2 weight decay."""
+        return torch.optim.Adam(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)

@@ -1,0 +1,175 @@
+"""``Trainer.unlearn``: devices, strategies and checkpoints stay Lightning's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+
+from lightning_ifru.callback import IFRUCallback, as_request, check_pair
+from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import UnlearningError
+from lightning_ifru.report import UnlearningReport
+from lightning_ifru.request import UnlearningRequest
+
+
+def unlearn(
+    trainer: lightning.Trainer,
+    datamodule: InteractionDataModule | None = None,
+    *,
+    model: lightning.LightningModule | None = None,
+    request: UnlearningRequest | str | Path | None = None,
+    ckpt_path: str | Path | None = None,
+    dry_run: bool = False,
+) -> UnlearningReport:
+    """Forget what ``datamodule.forget`` has staged: correct the model and take the forgotten out of graph and data.
+
+    Also ``Trainer.unlearn`` once the package is imported.
+
+    Args:
+        trainer: a trainer with one :class:`IFRUCallback`.
+        datamodule: the data; by default those of the trainer.
+        model: the model; by default that of the trainer, with the weights it has now.
+        request: staged first, in addition to what is staged: a request, or the path of a request file.
+        ckpt_path: a checkpoint to load first: a path, ``"best"`` or ``"last"``. What it has forgotten stays forgotten.
+        dry_run: only say what would be forgotten and at what cost; nothing is changed.
+
+    Returns:
+        What happened. Where the trainer writes checkpoints, an unlearned one has been written, and ``"best"`` and
+        ``"last"`` now stand for it.
+
+    Raises:
+        MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy.
+        UnlearningError: the request, the data, the checkpoint or the objective is at fault; nothing was changed.
+    """
+    callback = _callback(trainer)
+    _check_strategy(trainer)
+    module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
+    staged = data.pending
+    if request is not None:
+        data.forget(as_request(request))
+    if data.pending is None:
+        data.removal()  # raises: nothing is staged
+
+    reports: list[UnlearningReport] = []
+
+    def run() -> list[Any]:
+        if trainer.ckpt_path:
+            _load_ledger(callback, trainer.ckpt_path)
+        reports.append(callback.unlearn(trainer, module, data, dry_run))
+        return []
+
+    with _nothing_lost(module, data, callback, loads=ckpt_path is not None, dry_run=dry_run), _instead(trainer, run):
+        try:
+            trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+            raise UnlearningError(
+                f"the checkpoint {ckpt_path} does not fit {type(module).__name__} with parameters {shapes}; give the "
+                f"checkpoint of this model, or build the model as it was trained. ({' '.join(str(error).split())})"
+            ) from error
+    if dry_run and request is not None:
+        data.discard()
+        if staged is not None:
+            data.forget(staged)
+    return reports[0]
+
+
+def _callback(trainer: lightning.Trainer) -> IFRUCallback:
+    found = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, IFRUCallback)]
+    if len(found) != 1:
+        raise MisconfigurationException(
+            f"unlearn found {len(found)} IFRUCallbacks on the trainer; wanted one: Trainer(callbacks=[IFRUCallback()])."
+        )
+    return found[0]
+
+
+def _check_strategy(trainer: lightning.Trainer) -> None:
+    name = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise MisconfigurationException(
+            f"unlearn got {name} with spawned processes, in which the corrected weights would be lost; use "
+            "Trainer(devices=1), or unlearn from the checkpoint in a process of its own."
+        )
+    if trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"unlearn got {name} with {trainer.world_size} processes; it runs in one so far: save a checkpoint and "
+            "unlearn with Trainer(devices=1, num_nodes=1), ckpt_path=..."
+        )
+
+
+def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) -> lightning.LightningModule:
+    found = model if model is not None else trainer.lightning_module
+    if found is None:
+        raise MisconfigurationException(
+            "unlearn got no model and the trainer has none yet; pass model=, together with ckpt_path= if its weights "
+            "are in a checkpoint."
+        )
+    return found
+
+
+def _load_ledger(callback: IFRUCallback, path: str | Path) -> None:
+    """Take over the ledger from the checkpoint; Lightning restores callbacks for fitting only."""
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    except (UnpicklingError, RuntimeError, OSError) as error:
+        rank_zero_warn(f"The ledger of {path} could not be read, a new one is begun: {error}")
+        return
+    if callback.state_key in states:
+        callback.load_state_dict(states[callback.state_key])
+
+
+@contextmanager
+def _instead(trainer: lightning.Trainer, run: Any) -> Iterator[None]:
+    """Run a function in place of the prediction loop, with everything that the trainer sets up around it."""
+    loop = trainer.predict_loop
+    loop.run = run  # type: ignore[method-assign]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        del loop.run
+
+
+@contextmanager
+def _nothing_lost(
+    module: lightning.LightningModule,
+    data: InteractionDataModule,
+    callback: IFRUCallback,
+    *,
+    loads: bool,
+    dry_run: bool,
+) -> Iterator[None]:
+    """Undo what loading a checkpoint has changed, if unlearning from it fails or was only tried."""
+    if not loads:
+        yield
+        return
+    weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    table, ledger, device = copy.deepcopy(data.table), list(callback.ledger), module.device
+    try:
+        yield
+    except BaseException:
+        undo = True
+        raise
+    else:
+        undo = dry_run
+    finally:
+        if undo:
+            module.load_state_dict(weights)
+            module.to(device)
+            data.adopt(table)
+            callback.ledger = ledger
+
+
+lightning.Trainer.unlearn = unlearn  # type: ignore[attr-defined]

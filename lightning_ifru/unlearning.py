@@ -1,0 +1,209 @@
+"""One unlearning from the staged request to the changed model: plan, solve, measure, and only then commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.graph import bipartite_edge_index
+from lightning_ifru.influence import IFRU, Update
+from lightning_ifru.interactions import Interactions, Removal
+from lightning_ifru.metrics import evaluate
+from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.newton import DAMPINGS, Progress
+from lightning_ifru.objective import Objective
+from lightning_ifru.parameters import Parameters
+from lightning_ifru.problem import Problem
+from lightning_ifru.report import UnlearningReport
+from lightning_ifru.request import digest_key
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """A staged request worked out against a model; nothing is changed until :meth:`commit`.
+
+    Args:
+        module: the trained model.
+        data: the data with a staged request.
+        method: the method.
+        removal: what the request removes.
+        objective, parameters, problem: what is solved.
+    """
+
+    module: IFRUMixin
+    data: InteractionDataModule
+    method: IFRU
+    removal: Removal
+    objective: Objective
+    parameters: Parameters
+    problem: Problem
+
+    @classmethod
+    def of(cls, module: IFRUMixin, data: InteractionDataModule, method: IFRU) -> Unlearning:
+        """Work out the staged request of ``data`` against ``module``, on the module's device.
+
+        Raises:
+            RequestError: nothing is staged, or it cannot be forgotten.
+            ObjectiveError: the module cannot be unlearned.
+        """
+        device = module.device
+        removal, table = data.removal(), data.table
+        before = data.graph().to(device)
+        kept = table.select("train", positive=True, without=removal)
+        objective, parameters = module.objective(before, data.num_users, data.num_items, method.chunk_size)
+        erased = torch.zeros(objective.num_nodes, dtype=torch.bool)
+        erased[removal.users] = True
+        erased[removal.items + data.num_users] = True
+        candidates = data.candidates
+        problem = Problem(
+            interactions=data.train.to(device),
+            forget=removal.rows[table.rows("train")].to(device),
+            before=before,
+            after=bipartite_edge_index(kept.user, kept.item, data.num_users).to(device),
+            erased=erased.to(device),
+            candidates=candidates.to(device),
+            candidates_after=candidates[~torch.isin(candidates, removal.items)].to(device),
+        )
+        return cls(module, data, method, removal, objective, parameters, problem)
+
+    def preview(self) -> UnlearningReport:
+        """Return counts, what the graph's change can reach, and the expected cost; nothing is changed."""
+        clock = time.perf_counter()
+        sides = self.method.sides(self.objective, self.problem)
+        self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
+        gradient = time.perf_counter() - clock
+        solves = self.method.max_steps * (2 if self.method.curvature == "auto" else 1)
+        products = self.method.probes + solves * self.method.cg_iterations
+        trials = solves * (len(DAMPINGS) if self.method.damping is None else 1)
+        # A curvature product costs about two gradients; each damping tried costs one.
+        return self._report(
+            dry_run=True,
+            expected={"products": products, "seconds": gradient * (2 * products + trials)},
+            seconds={"total": time.perf_counter() - clock},
+        )
+
+    def solve(self, progress: Progress | None = None) -> Update:
+        """Return the corrected parameters.
+
+        Raises:
+            ObjectiveError: they are not finite.
+        """
+        update = self.method.update(
+            self.objective, self.parameters, self.problem, start=self._reset_rows(), progress=progress
+        )
+        for name, tensor in update.parameters.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ObjectiveError(
+                    f"unlearning arrived at values of '{name}' that are not finite; nothing was changed: check the "
+                    "model's weights, or force IFRU(curvature='gauss-newton', damping=1.0)."
+                )
+        return update
+
+    def commit(self, update: Update, clock: float) -> UnlearningReport:
+        """Put the corrected parameters into the model, take the forgotten out of the data, and report.
+
+        Args:
+            update: the result of :meth:`solve`.
+            clock: the ``time.perf_counter()`` at which the unlearning began.
+        """
+        since = time.perf_counter()
+        test, seen = self._survivors("test"), self._survivors("train")
+        before = self._metrics(self.parameters, self.problem.before, test, seen)
+        after = self._metrics(update.parameters, self.problem.after, test, seen)
+        seconds = {**update.seconds, "evaluate": time.perf_counter() - since}
+        since = time.perf_counter()
+        report = self._report(
+            direct_norm=update.direct_norm,
+            spillover_norm=update.spillover_norm,
+            residual_before=update.residual_before,
+            residual_after=update.residual_after,
+            stationarity=update.stationarity,
+            curvature=update.steps[-1].curvature if update.steps else None,
+            damping=update.steps[-1].damping if update.steps else None,
+            steps=len(update.steps),
+            trajectory=[{**asdict(step), "status": step.status.value} for step in update.steps],
+            cg_iterations=update.cg_iterations,
+            unknowns=update.unknowns,
+            rows_changed=update.rows_changed,
+            metrics_before=before,
+            metrics_after=after,
+            seconds=seconds,
+        )
+        with torch.no_grad():
+            named = dict(self.module.named_parameters())
+            for name, tensor in update.parameters.items():
+                named[name].copy_(tensor)
+        self.data.commit(self.removal)
+        self.module.release_graph()
+        seconds["apply"] = time.perf_counter() - since
+        seconds["total"] = time.perf_counter() - clock
+        return report
+
+    def _reset_rows(self) -> Parameters:
+        """The parameters with fresh rows for erased users and items."""
+        nodes = self.problem.erased.nonzero().flatten().cpu()
+        if not len(nodes):
+            return self.parameters
+        users = self.objective.num_users
+        rows = {"user": nodes[nodes < users], "item": nodes[nodes >= users] - users, "node": nodes}
+        start = dict(self.parameters)
+        for name, kind in self.objective.node_parameters.items():
+            if len(rows[kind]):
+                start[name] = start[name].clone()
+                fresh = self.module.initial_rows(name, rows[kind], seed=self.method.seed)
+                start[name][rows[kind].to(start[name].device)] = fresh.to(start[name])
+        return start
+
+    def _survivors(self, split: str) -> Interactions:
+        return self.data.table.select(split, without=self.removal).to(self.module.device)
+
+    def _metrics(
+        self, parameters: Parameters, edge_index: Tensor, test: Interactions, seen: Interactions
+    ) -> dict[str, float | None]:
+        decoder = self.objective.decoder_part(parameters)
+        with torch.no_grad():
+            return evaluate(
+                lambda src, dst: self.objective.decode(decoder, src, dst),
+                self.objective.encode(parameters, edge_index),
+                self.objective.num_users,
+                test,
+                seen,
+                self.problem.candidates_after,
+                self.data.labelled,
+                self.data.seed,
+            )
+
+    def _report(self, **found: Any) -> UnlearningReport:
+        request = self.data.pending
+        assert request is not None  # the removal was planned from it
+        hops = self.module.message_passing_hops
+        return UnlearningReport(
+            digest=request.digest(digest_key()),
+            num_forgotten=int(self.removal.rows.sum()),
+            forgotten_by_split=dict(self.removal.counts),
+            num_users_erased=len(self.removal.users),
+            num_items_erased=len(self.removal.items),
+            affected_nodes=None if hops is None else int(self.problem.affected(self.objective, hops).sum()),
+            **found,
+        )
+
+
+@contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off for a while, with gradients on, and leave every submodule as it was."""
+    training = {name: part.training for name, part in module.named_modules()}
+    try:
+        module.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for name, part in module.named_modules():
+            part.training = training[name]

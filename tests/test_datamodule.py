@@ -159,12 +159,13 @@ def test_nothing_is_kept_of_a_mapping_of_arrays():
         pass
 
     arrays = {name: values.view(Column) for name, values in source().items()}
-    mapping = dict(arrays)
+    mapping = dict(arrays)  # only the module may hold it from here on
     alive = [weakref.ref(array) for array in arrays.values()]
     data = InteractionDataModule(mapping, rating="rating")
+    del arrays, mapping
+    gc.collect()
+    assert None not in [ref() for ref in alive]
     assert data.num_users == 30
-    del arrays
-    mapping.clear()
     gc.collect()
     assert [ref() for ref in alive] == [None] * 3
     assert not data.hparams

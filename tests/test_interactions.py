@@ -444,6 +444,15 @@ def test_an_older_checkpoint_brings_nothing_back():
     assert ids_by_position(shortened) == ids_by_position(table)
 
 
+def test_an_older_checkpoint_of_another_order_cannot_be_told_from_other_data():
+    older = InteractionTable(grid(9, 9), split=split).state()
+    table = forgetting(grid(9, 9)[::-1], UnlearningRequest(users=[3]))
+    before = table.state()
+    with pytest.raises(DataError, match="72 interactions, the checkpoint 81 with 0 forgotten"):
+        table.restore(older)
+    assert_same(table.state(), before)
+
+
 def test_a_checkpoint_that_has_forgotten_something_else_adds_to_it():
     other = forgetting(grid(9, 9), UnlearningRequest(users=[4], interactions=[(3, 1)])).state()
     table = forgetting(grid(9, 9), UnlearningRequest(users=[3]))

@@ -164,10 +164,10 @@ def test_nothing_is_kept_of_a_mapping_of_arrays():
     data = InteractionDataModule(mapping, rating="rating")
     del arrays, mapping
     gc.collect()
-    assert None not in [ref() for ref in alive]
+    assert all(ref() is not None for ref in alive)
     assert data.num_users == 30
     gc.collect()
-    assert [ref() for ref in alive] == [None] * 3
+    assert all(ref() is None for ref in alive)
     assert not data.hparams
 
 

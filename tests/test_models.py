@@ -1,0 +1,206 @@
+"""The built-in models against PyG's own layer and against training loops written by hand."""
+
+import copy
+import io
+import pickle
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+from torch_geometric.nn import LightGCN as PyGLightGCN
+
+from lightning_ifru.models import LightGCN, MatrixFactorization
+
+MODELS = [pytest.param(layers, id="mf" if layers is None else f"lightgcn-{layers}") for layers in (None, 0, 1, 2, 3)]
+BOTH = [pytest.param(None, id="mf"), pytest.param(2, id="lightgcn-2")]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("isolated", [False, True], ids=["all linked", "some isolated"])
+def test_lightgcn_encodes_as_pyg_does_in_value_and_gradient(make_model, make_data, layers, isolated):
+    model = make_model(layers=layers).double()
+    edges = make_data().graph()
+    if isolated:
+        edges = edges[:, (edges != 3).all(0) & (edges != 50).all(0)]
+        assert len(edges.unique()) < model.net.num_nodes
+    reference = PyGLightGCN(model.net.num_nodes, 4, layers).double()
+    reference.load_state_dict(model.net.state_dict())
+    weight = torch.randn(model.net.num_nodes, 4, dtype=torch.float64)
+    ours, theirs = model.encode(edges), reference.get_embedding(edges)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.net.embedding.weight.grad, reference.embedding.weight.grad, rtol=1e-12, atol=1e-12)
+    assert layers == 0 or not torch.allclose(ours, model.net.embedding.weight)
+
+
+def test_matrix_factorization_encodes_its_table_and_decodes_by_dot_product(make_model):
+    model = make_model(layers=None)
+    h = model.encode(torch.empty(2, 0, dtype=torch.long))
+    assert h is model.embedding.weight
+    by_hand = [sum(a * b for a, b in zip(h[k].tolist(), h[k + 1].tolist(), strict=True)) for k in range(5)]
+    assert model.decode(h[:5], h[1:6]).tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+class Recorder(lightning.Callback):
+    """Keeps the batches, the losses and the tables of a fit."""
+
+    def __init__(self):
+        self.batches, self.losses, self.tables = [], [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.batches.append({name: column.clone() for name, column in batch.items()})
+        self.losses.append(float(outputs["loss"]))
+        self.tables.append(next(module.parameters()).detach().clone())
+
+
+def plain_losses(table, layers, edges, batches, loss, users, lr, decay):
+    """Adam with L2 on a dense adjacency, and the losses from their textbook formulas."""
+    nodes = len(table)
+    adjacency = torch.zeros(nodes, nodes).index_put_(tuple(edges), torch.ones(edges.shape[1]), accumulate=True)
+    scale = adjacency.sum(1).clamp(min=1).rsqrt()
+    adjacency = scale[:, None] * adjacency * scale
+    table = table.clone().requires_grad_()
+    optimizer = torch.optim.Adam([table], lr=lr, weight_decay=decay)
+    losses, tables = [], []
+    for batch in batches:
+        x = h = table
+        for _ in range(layers or 0):
+            x = adjacency @ x
+            h = h + x
+        h = h / (1 + (layers or 0))
+        scores = h[:users] @ h[users:].T
+        positive = scores[batch["user"], batch["item"]]
+        if loss == "bce":
+            p, y = torch.sigmoid(positive), batch["label"]
+            value = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+        elif loss == "mse":
+            value = (positive - batch["label"]).pow(2).mean()
+        else:
+            value = -F.logsigmoid(positive[:, None] - scores[batch["user"][:, None], batch["negative"]]).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+        tables.append(table.detach().clone())
+    return losses, tables
+
+
+@pytest.mark.parametrize("layers", BOTH)
+@pytest.mark.parametrize("loss", ["bce", "mse", "bpr"])
+def test_training_equals_a_plain_loop_step_for_step(make_data, make_model, make_trainer, layers, loss):
+    data = make_data(loss, num_negatives=2) if loss == "bpr" else make_data(loss)
+    model, recorder = make_model(loss, layers, weight_decay=1e-3), Recorder()
+    with torch.no_grad():
+        start = next(model.parameters()).mul_(5).clone()
+    make_trainer(callbacks=[recorder], enable_checkpointing=False).fit(model, datamodule=data)
+    losses, tables = plain_losses(start, layers, data.graph(), recorder.batches, loss, data.num_users, 0.05, 1e-3)
+    assert len(losses) > 8
+    assert max(losses) - min(losses) > 0.02
+    assert recorder.losses == pytest.approx(losses, abs=1e-5)
+    assert recorder.losses[:4] == pytest.approx(losses[:4], abs=1e-6)
+    for step, tolerance in ((0, 1e-5), (3, 1e-4), (-1, 1e-3)):  # Adam divides by tiny moments: rounding grows
+        torch.testing.assert_close(recorder.tables[step], tables[step], rtol=tolerance, atol=tolerance)
+    assert (tables[-1] - start).abs().mean() > 0.05
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def holds_edges(value, edges, num_users):
+    """Whether a tensor anywhere has an edge in it as two columns or two rows, or is as long as the edge list."""
+    for tensor in tensors_in(value):
+        if tensor.dim() and tensor.shape[-1] in (edges.shape[1], edges.shape[1] // 2):
+            return True
+        if tensor.layout != torch.strided:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("layers", BOTH)
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_state_dict_and_checkpoint_hold_no_edges(trained, tmp_path, layers, loss):
+    trainer, model, data = trained(loss, layers)
+    edges = data.graph()
+    trainer.save_checkpoint(tmp_path / "all.ckpt")
+    checkpoint = torch.load(tmp_path / "all.ckpt", weights_only=True)
+    assert holds_edges({"a": [edges]}, edges, data.num_users)
+    assert model.edge_index.shape == edges.shape  # it was used, and might have been kept
+    assert not holds_edges(checkpoint, edges, data.num_users)
+    assert set(model.state_dict()) == {n for n, _ in model.named_parameters()} | (
+        set() if layers is None else {"net.alpha"}
+    )
+
+
+@pytest.mark.parametrize("layers", BOTH)
+def test_load_from_checkpoint_needs_no_arguments(trained, layers):
+    trainer, model, data = trained("bce", layers, max_epochs=1)
+    cls = MatrixFactorization if layers is None else LightGCN
+    loaded = cls.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)
+    assert loaded.hparams == model.hparams
+    assert torch.equal(loaded.encode(data.graph()), model.encode(data.graph()))
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_torch_save(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("layers", BOTH)
+@pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_torch_save])
+def test_a_trained_model_can_be_copied_and_the_copy_lives_by_itself(trained, layers, way):
+    _, model, data = trained("bce", layers, max_epochs=1)
+    twin = way(model)
+    before = model.encode(data.graph()).detach().clone()
+    assert torch.equal(twin.encode(data.graph()), before)
+    with torch.no_grad():
+        next(twin.parameters()).zero_()
+    assert not twin.encode(data.graph()).any()
+    assert torch.equal(model.encode(data.graph()), before)
+
+
+@pytest.mark.parametrize("layers", BOTH)
+def test_initial_rows_are_what_a_new_model_would_have(make_model, layers):
+    # xavier_uniform on [5000, 64] is U(-a, a) with a = sqrt(6 / 5064): mean 0, variance a^2 / 3.
+    model = make_model(layers=layers, num_users=3000, num_items=2000, embedding_dim=64)
+    (name, table), *_ = model.named_parameters()
+    with torch.no_grad():
+        table.fill_(7.0)
+    bound = (6 / 5064) ** 0.5
+    state = torch.get_rng_state()
+    rows = model.initial_rows(name, torch.arange(0, 5000, 2), seed=4)
+    assert rows.shape == (2500, 64)
+    assert 0.999 * bound < float(rows.abs().max()) <= bound
+    # 160,000 draws: five standard errors of the mean and of the variance.
+    assert abs(float(rows.mean())) < 5 * bound / (3 * 160_000) ** 0.5
+    assert float(rows.var()) == pytest.approx(bound**2 / 3, rel=0.02)
+    assert len(rows.unique(dim=0)) == 2500
+    assert not rows.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+    assert bool((table == 7.0).all())
+
+
+@pytest.mark.parametrize("layers", BOTH)
+def test_initial_rows_depend_on_the_seed_and_are_not_the_trained_ones(trained, layers):
+    _, model, _ = trained("bce", layers, max_epochs=1)
+    (name, table), *_ = model.named_parameters()
+    some = torch.tensor([3, 41])
+    one = model.initial_rows(name, some, seed=1)
+    assert torch.equal(one, model.initial_rows(name, some, seed=1))
+    assert torch.equal(one[1:], model.initial_rows(name, some[1:], seed=1))
+    for other in (model.initial_rows(name, some, seed=2), table[some]):
+        assert bool((one != other).all())

@@ -12,9 +12,9 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -134,7 +134,8 @@ def check_pair(module: Any, data: Any) -> tuple[IFRUMixin, InteractionDataModule
         )
     if not isinstance(data, InteractionDataModule):
         raise MisconfigurationException(
-            f"unlearn got {type(data).__name__} as datamodule; wanted the InteractionDataModule the model was trained on."
+            f"unlearn got {type(data).__name__} as datamodule; wanted the InteractionDataModule that the model was "
+            "trained on."
         )
     return module, data
 

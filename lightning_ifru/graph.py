@@ -93,7 +93,7 @@ class _Propagation(torch.autograd.Function):
 
 
 def propagate(edge_index: Tensor, x: Tensor) -> Tensor:
-    r"""Return :math:`D^{-1/2} A D^{-1/2}\, x` for node rows ``x [N, d]``, differentiable in ``x`` to any order and mode.
+    r"""Return :math:`D^{-1/2} A D^{-1/2}\, x` for node rows ``x [N, d]``, differentiable to any order and mode.
 
     Equal to PyG's ``LGConv`` on the same ``edge_index [2, 2E]``, which must hold both directions of every edge.
 

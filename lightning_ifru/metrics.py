@@ -14,14 +14,14 @@ from lightning_ifru.interactions import Interactions
 Decoder = Callable[[Tensor, Tensor], Tensor]
 
 #: Pairs scored at a time.
-_PAIRS = 1 << 20
+_PAIRS = 1 << 14
 
 
 def pair_scores(decode: Decoder, h: Tensor, user: Tensor, node: Tensor) -> Tensor:
     """Score pairs of nodes ``[n]`` from their representations ``h [num_nodes, d]``, in bounded memory.
 
     Example:
-        >>> pair_scores(lambda s, t: (s * t).sum(-1), torch.tensor([[1.0], [3.0]]), torch.tensor([0]), torch.tensor([1]))
+        >>> pair_scores(lambda s, t: (s * t).sum(-1), torch.tensor([[1.0], [3.0]]), *torch.tensor([[0], [1]]))
         tensor([3.])
     """
     pieces = zip(user.split(_PAIRS), node.split(_PAIRS), strict=True)

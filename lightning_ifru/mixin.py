@@ -48,7 +48,7 @@ class IFRUMixin(_Base):
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return the representations ``[num_nodes, d]`` of users and then items, given ``edge_index [2, 2E]``."""
         raise ObjectiveError(
-            f"{type(self).__name__} does not implement encode; wanted encode(edge_index) -> [num_nodes, d], users first."
+            f"{type(self).__name__} does not implement encode; wanted encode(edge_index) -> [num_nodes, d]."
         )
 
     def decode(self, src: Tensor, dst: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class IFRUMixin(_Base):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective on a batch: the mean loss, and an overridden :meth:`regularization`."""
         loss = self._batch_loss(batch)
-        if self._regularizes():
+        if self.regularizes:
             loss = loss + self.regularization()
         self.log("train_loss", loss, batch_size=len(batch["user"]))
         return loss
@@ -123,7 +123,7 @@ class IFRUMixin(_Base):
             )
         call = _Method(self)
         dense = self._decoder_parameters(call, parameters, edge_index)
-        decays = {} if self._regularizes() else self._weight_decay()
+        decays = {} if self.regularizes else self._weight_decay()
 
         def encode(p: Parameters, graph: Tensor) -> Tensor:
             return call.on(p, "encode", graph)
@@ -132,7 +132,7 @@ class IFRUMixin(_Base):
             return call.on(p, "decode", src, dst) if dense else self.decode(src, dst)
 
         def regularization(p: Parameters) -> Tensor:
-            return call.on(p, "regularization") if self._regularizes() else _l2(p, decays)
+            return call.on(p, "regularization") if self.regularizes else _l2(p, decays)
 
         return (
             Objective(
@@ -197,7 +197,9 @@ class IFRUMixin(_Base):
         scores = self.decode(h.index_select(0, chunk.source), h.index_select(0, chunk.destination))
         return chunk.risk(resolve_loss(self.loss), scores)
 
-    def _regularizes(self) -> bool:
+    @property
+    def regularizes(self) -> bool:
+        """Whether :meth:`regularization` is the module's own, and thus part of the training loss."""
         return type(self).regularization is not IFRUMixin.regularization
 
     def _decoder_parameters(self, call: _Method, parameters: Parameters, edge_index: Tensor) -> tuple[str, ...]:

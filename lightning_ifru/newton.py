@@ -6,7 +6,7 @@ r"""Damped Newton steps on the completeness residual, whose curvature and dampin
     (C + \tau M)\, \Delta\theta = -r, \qquad M_v = \bar d\, n_v / n
 
 At :math:`\hat\theta` itself :math:`-r = b`, so that the first step is equation (2). One Krylov space serves all
-dampings :math:`\tau`; each candidate is judged by the true, non-linear :math:`\|r\|`, and no held-out label is looked at.
+dampings :math:`\tau`; each candidate is judged by the true, non-linear :math:`\|r\|`, never by held-out labels.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class UnlearningReport:
         cg_iterations: products with the curvature in all.
         unknowns: node rows solved for.
         rows_changed: node rows that changed, reset ones included.
-        affected_nodes: nodes whose representation the graph's change can reach; ``None`` if the model's reach is not known.
+        affected_nodes: nodes whose representation the change of the graph can reach; ``None`` if that is not known.
         seconds: by phase, and ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         dry_run: whether nothing was changed.
@@ -133,7 +133,7 @@ class UnlearningReport:
             row = ["–", "–", "–"]
             if before is not None and after is not None:
                 row = [f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"]
-            table.add_row({"auroc": "AUROC", "recall@20": "Recall@20", "ndcg@20": "NDCG@20"}.get(name, name), *row)
+            table.add_row(_METRIC_NAMES.get(name, name), *row)
         return table
 
     def figure(self) -> Figure:
@@ -159,6 +159,24 @@ class UnlearningReport:
         axes.set(title="what is left to forget", xlabel="Newton step", ylabel="residual ‖r‖", ylim=(0, None))
         axes.set_xticks(range(len(sizes)))
         axes.grid(axis="y", alpha=0.3)
+
+    def draw_metrics(self, axes: Any) -> None:
+        """Draw the metrics before and after into matplotlib ``axes``, as bars side by side."""
+        names = [name for name, value in self.metrics_before.items() if value is not None]
+        for offset, metrics, label, colour in (
+            (-0.2, self.metrics_before, "before", "#ee8866"),
+            (0.2, self.metrics_after, "after", "#4477aa"),
+        ):
+            places = [place + offset for place in range(len(names))]
+            bars = axes.bar(places, [metrics[name] for name in names], 0.38, label=label, color=colour)
+            axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
+        axes.set_xticks(range(len(names)), [_METRIC_NAMES.get(name, name) for name in names])
+        axes.set(title="surviving test pairs")
+        axes.margins(y=0.12)
+        axes.legend(frameon=False, loc="upper right")
+
+
+_METRIC_NAMES = {"auroc": "AUROC", "recall@20": "Recall@20", "ndcg@20": "NDCG@20"}
 
 
 def _short(value: float | None) -> str:

@@ -57,10 +57,11 @@ class _Shifted:
     def advance(self, v: Tensor, alpha: float, beta: float, beta_next: float, norm: float) -> None:
         factor = beta / self.pivot if self.iterations else 0.0
         pivot = alpha + self.shift - factor * beta
+        rounding = 4 * torch.finfo(v.dtype).eps * (abs(alpha + self.shift) + abs(factor * beta))
         # The pivot is the curvature along the direction that conjugate gradients would now use.
-        if pivot < 0.0:
+        if pivot < -rounding:
             self.status = Status.NEGATIVE_CURVATURE
-        elif not pivot > 0.0:
+        elif not pivot > rounding:
             self.status = Status.BREAKDOWN
         if self.status is not None:
             return

@@ -11,9 +11,9 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ifru.callback import IFRUCallback, as_request, check_pair
 from lightning_ifru.datamodule import InteractionDataModule

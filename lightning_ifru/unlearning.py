@@ -19,8 +19,8 @@ from lightning_ifru.interactions import Interactions, Removal
 from lightning_ifru.metrics import evaluate
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
-from lightning_ifru.objective import Objective
-from lightning_ifru.parameters import Parameters
+from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import digest_key
@@ -59,6 +59,8 @@ class Unlearning:
         before = data.graph().to(device)
         kept = table.select("train", positive=True, without=removal)
         objective, parameters = module.objective(before, data.num_users, data.num_items, method.chunk_size)
+        if type(module).training_step is not IFRUMixin.training_step:
+            _check_training_step(module, data, objective, parameters, before)
         erased = torch.zeros(objective.num_nodes, dtype=torch.bool)
         erased[removal.users] = True
         erased[removal.items + data.num_users] = True
@@ -194,6 +196,42 @@ class Unlearning:
             affected_nodes=None if hops is None else int(self.problem.affected(self.objective, hops).sum()),
             **found,
         )
+
+
+def _check_training_step(
+    module: IFRUMixin, data: InteractionDataModule, objective: Objective, parameters: Parameters, edge_index: Tensor
+) -> None:
+    """Refuse a training step of the user's own that minimises something else than the objective."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        batch = {name: column.to(module.device) for name, column in next(iter(data.train_dataloader())).items()}
+    examples = Examples(batch["user"], batch["item"], 1 / len(batch["user"]), batch.get("label"), batch.get("negative"))
+    wanted = ravel(objective.gradient(parameters, edge_index, [examples], regularize=module.regularizes))
+    with _without_logging(module):
+        output: Any = module.training_step(batch, 0)
+    loss = output["loss"] if isinstance(output, dict) else output
+    named = dict(module.named_parameters())
+    found = torch.autograd.grad(loss, [named[name] for name in parameters], allow_unused=True, materialize_grads=True)
+    got = torch.cat([gradient.reshape(-1) for gradient in found])
+    if not float((got - wanted).norm()) <= 1e-3 * float(wanted.norm()):
+        raise ObjectiveError(
+            f"the gradient of {type(module).__name__}.training_step on a batch has norm {float(got.norm()):.6g} and "
+            f"differs by {float((got - wanted).norm()):.3g} from that of the objective given by encode, decode, loss "
+            f"and regularization, norm {float(wanted.norm()):.6g}; put what training minimises into those."
+        )
+
+
+@contextmanager
+def _without_logging(module: torch.nn.Module) -> Iterator[None]:
+    """Let a training step run outside of a loop, where ``self.log`` would raise."""
+    names = ("log", "log_dict")
+    for name in names:
+        module.__dict__[name] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for name in names:
+            del module.__dict__[name]
 
 
 @contextmanager

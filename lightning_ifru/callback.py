@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -63,8 +63,10 @@ class IFRUCallback(lightning.Callback):
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
         data.forget(as_request(self.request))
+        device = module.device  # Lightning has taken the model off the accelerator by now
         module.to(trainer.strategy.root_device)
         self.unlearn(trainer, module, data)
+        module.to(device)
         self.request = None
 
     def unlearn(
@@ -82,6 +84,11 @@ class IFRUCallback(lightning.Callback):
             with _progress(trainer, self.method) as advance:
                 update = unlearning.solve(advance)
             report = unlearning.commit(update, clock)
+        if update.residual_before and not update.steps:
+            rank_zero_warn(
+                "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
+                "they were; retrain, or try IFRU(curvature='gauss-newton')."
+            )
         self.ledger.append(self._entry(report))
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
@@ -105,7 +112,7 @@ class IFRUCallback(lightning.Callback):
         callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
         if not callbacks or getattr(trainer, "fast_dev_run", False):
             return report
-        path = _unused(_directory(trainer), len(self.ledger))
+        path = _unused(_directory(trainer), _stem(callbacks), len(self.ledger))
         older: list[str] = []
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
@@ -114,8 +121,9 @@ class IFRUCallback(lightning.Callback):
                 # No score: none was measured on the validation data as it now is.
                 callback.best_k_models, callback.kth_best_model_path = {}, ""
                 callback.best_model_score, callback.current_score, callback.kth_value = None, None, _worst(callback)
-                callback.best_model_path = callback.last_model_path = str(path)
-        trainer.save_checkpoint(path)
+                callback.best_model_path = str(path)
+                callback.last_model_path = str(path) if callback.save_last else ""
+        trainer.save_checkpoint(path, weights_only=False)
         if older:
             rank_zero_info(f"Older checkpoints still hold what was forgotten; delete them: {', '.join(older)}")
         return replace(report, checkpoint=str(path), older_checkpoints=older)
@@ -152,8 +160,14 @@ def _directory(trainer: lightning.Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
 
-def _unused(directory: Path, number: int) -> Path:
-    while (path := directory / f"unlearned-{number}.ckpt").exists():
+def _stem(callbacks: list[Checkpoint]) -> str:
+    """The name's beginning; Lightning resolves ``ckpt_path="last"`` to the newest file whose name begins with 'last'."""
+    last = [c.CHECKPOINT_NAME_LAST for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
+    return f"{last[0]}-unlearned" if last else "unlearned"
+
+
+def _unused(directory: Path, stem: str, number: int) -> Path:
+    while (path := directory / f"{stem}-{number}.ckpt").exists():
         number += 1
     return path
 

@@ -103,11 +103,11 @@ def demo(
         before = _Look.at(recommender, story)
         report = unlearn(trainer, story.data, request=story.request)
         after = _Look.at(recommender, story)
+        trainer.save_checkpoint(output_dir / "unlearned.ckpt", weights_only=False)
 
     _conclude(console, report, before, after, story, titles, training)
     (output_dir / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     _figure(report, before, after).savefig(output_dir / "figure.png", dpi=150)
-    trainer.save_checkpoint(output_dir / "unlearned.ckpt")
     console.print(f"Written to {output_dir}: report.json, figure.png, demo.log, metrics.csv, unlearned.ckpt")
     console.save_text(str(output_dir / "demo.log"))
     return report
@@ -256,7 +256,7 @@ def _conclude(
     console.print(table)
 
     films = Table(title=f"Top ten for user {story.neighbour}, whose taste is nearest to that of the one who left")
-    films.add_column("", min_width=2)
+    films.add_column("", width=2)
     films.add_column("before", overflow="ellipsis", no_wrap=True, ratio=1)
     films.add_column("after", overflow="ellipsis", no_wrap=True, ratio=1)
     for place, (old, new) in enumerate(zip(before.top, after.top, strict=True), start=1):

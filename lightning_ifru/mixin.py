@@ -244,7 +244,8 @@ class IFRUMixin(_Base):
         return kinds
 
     def _weight_decay(self) -> dict[str, float]:
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        # An optimiser passes over what is frozen, which has no gradient.
+        names = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
         decays: dict[str, float] = {}
         for optimizer in _optimizers(self.configure_optimizers()):
             for group in optimizer.param_groups:

@@ -72,7 +72,7 @@ def test_every_shift_equals_the_dense_solution_and_takes_as_many_iterations_as_t
         iterate, _, residuals = textbook(shifted, b.numpy(), m.numpy(), 1e-7, 200)
         assert solution.iterations == len(residuals)
         assert solution.residual == pytest.approx(residuals[-1], rel=0.05)
-        np.testing.assert_allclose(solution.value.numpy(), iterate, rtol=0, atol=1e-9 * np.linalg.norm(exact))
+        np.testing.assert_allclose(solution.value.numpy(), iterate, rtol=0, atol=1e-6 * np.linalg.norm(exact))
         r = b - torch.from_numpy(shifted) @ solution.value
         true = float((r * r / m).sum().sqrt() / (b * b / m).sum().sqrt())
         assert true == pytest.approx(solution.residual, rel=1e-3, abs=1e-9)

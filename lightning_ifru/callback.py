@@ -89,7 +89,7 @@ class IFRUCallback(lightning.Callback):
                 "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
                 "they were; retrain, or try IFRU(curvature='gauss-newton')."
             )
-        self.ledger.append(self._entry(report))
+        self.ledger = [*self.ledger, self._entry(report)]
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
@@ -161,7 +161,7 @@ def _directory(trainer: lightning.Trainer) -> Path:
 
 
 def _stem(callbacks: list[Checkpoint]) -> str:
-    """The name's beginning; Lightning resolves ``ckpt_path="last"`` to the newest file whose name begins with 'last'."""
+    """The name's beginning; Lightning takes the newest file whose name begins with 'last' for ``"last"``."""
     last = [c.CHECKPOINT_NAME_LAST for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
     return f"{last[0]}-unlearned" if last else "unlearned"
 

@@ -76,12 +76,12 @@ def demo(
         threshold: ratings from here on are positive.
     """
     source = _source(data)
-    output_dir.mkdir(parents=True, exist_ok=True)
     console = Console(record=True)
     with _quiet():
         lightning.seed_everything(seed, verbose=False)
         story = _plant(read_source(source, user=user, item=item, rating=rating), threshold, seed)
         titles = _titles(source, item)
+        output_dir.mkdir(parents=True, exist_ok=True)
         _introduce(console, story, source, titles)
 
         recommender = _recommender(model, story.data)

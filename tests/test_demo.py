@@ -1,0 +1,90 @@
+"""The demonstration does what the README says, on real and on other data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lightning_ifru import DataError, InteractionDataModule, UnlearningRequest
+from lightning_ifru import demo as demo_module
+from lightning_ifru.cli import main
+from lightning_ifru.demo import EMBEDDED, demo
+
+WRITTEN = {"report.json", "figure.png", "demo.log", "metrics.csv", "unlearned.ckpt"}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    if not EMBEDDED.exists():
+        pytest.skip("the embedded MovieLens ratings are not beside the package")
+    directory = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--output-dir", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture
+def ratings(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, columns = np.nonzero(rng.random((30, 25)) < 0.6)
+    frame = pd.DataFrame({"who": [f"u{r}" for r in rows], "what": columns, "stars": rng.integers(1, 6, len(rows))})
+    path = tmp_path / "ratings.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_the_residual_falls_at_least_threefold_and_auroc_does_not_fall_on_real_ratings(real):
+    report = json.loads((real / "report.json").read_text())
+    assert report["num_users_erased"] == 1
+    assert report["num_forgotten"] > 3000
+    assert report["residual_after"] <= report["residual_before"] / 3
+    assert report["metrics_after"]["auroc"] >= report["metrics_before"]["auroc"] > 0.7
+
+
+def test_everything_promised_is_written_and_nothing_else(real):
+    assert {path.name for path in real.iterdir()} - {"hparams.yaml"} == WRITTEN
+    assert (real / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "Forrest Gump" in (real / "demo.log").read_text()
+
+
+def test_the_written_checkpoint_has_forgotten_the_heavy_user(real):
+    state = torch.load(real / "unlearned.ckpt", weights_only=True)["InteractionDataModule"]
+    whole = InteractionDataModule(EMBEDDED, user="userId", item="movieId", rating="rating", threshold=4.0)
+    whole.forget(UnlearningRequest(users=["547"]))  # known in the file
+    assert "547" not in state["user_ids"]
+    assert state["num_forgotten"] > 3000
+
+
+@pytest.mark.parametrize("model", ["lightgcn", "mf"])
+def test_other_data_and_models_can_be_chosen(model, ratings, tmp_path, capsys):
+    out = tmp_path / "out"
+    columns = ["--user", "who", "--item", "what", "--rating=stars", "--epochs=2", "--seed=3"]
+    assert main(["demo", "--data", str(ratings), "--model", model, "--output_dir", str(out), *columns]) == 0
+    assert {path.name for path in out.iterdir()} >= WRITTEN
+    printed = capsys.readouterr().out
+    assert "Top ten for user" in printed
+    assert "What was forgotten" in printed
+
+
+def test_the_wrong_labels_are_planted_and_asked_to_be_forgotten(ratings):
+    frame = pd.read_csv(ratings).rename(columns={"who": "user", "what": "item", "stars": "rating"})
+    story = demo_module._plant(frame, threshold=4.0, seed=1)
+    planted = {tuple(pair) for pair in story.request.interactions}
+    data = story.data
+    label = {}
+    for part in (data.train, data.val, data.test):
+        for u, i, y in zip(part.user.tolist(), part.item.tolist(), part.label.tolist(), strict=True):
+            label[data.user_ids[u], data.item_ids[i]] = bool(y)
+    turned = {(r.user, r.item) for r in frame.itertuples() if label[r.user, r.item] != (r.rating >= 4)}
+    assert len(planted) == max(1, len(frame) // 100)
+    assert turned == planted
+
+
+def test_without_the_checkout_it_asks_for_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo_module, "EMBEDDED", tmp_path / "nowhere.csv.gz")
+    with pytest.raises(DataError, match="--data"):
+        demo(output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert main(["demo", "--output-dir", str(tmp_path / "out")]) == 1
+    assert "--data" in capsys.readouterr().err

@@ -54,12 +54,6 @@ def unlearn(
     callback = _callback(trainer)
     _check_strategy(trainer)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
-    staged = data.pending
-    if request is not None:
-        data.forget(as_request(request))
-    if data.pending is None:
-        data.removal()  # raises: nothing is staged
-
     reports: list[UnlearningReport] = []
 
     def run() -> list[Any]:
@@ -68,7 +62,11 @@ def unlearn(
         reports.append(callback.unlearn(trainer, module, data, dry_run))
         return []
 
-    with _nothing_lost(module, data, callback, loads=ckpt_path is not None, dry_run=dry_run), _instead(trainer, run):
+    with _nothing_lost(trainer, module, data, loads=ckpt_path is not None, dry_run=dry_run), _instead(trainer, run):
+        if request is not None:
+            data.forget(as_request(request))
+        if data.pending is None:
+            data.removal()  # raises: nothing is staged
         try:
             trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
         except RuntimeError as error:
@@ -79,10 +77,6 @@ def unlearn(
                 f"the checkpoint {ckpt_path} does not fit {type(module).__name__} with parameters {shapes}; give the "
                 f"checkpoint of this model, or build the model as it was trained. ({' '.join(str(error).split())})"
             ) from error
-    if dry_run and request is not None:
-        data.discard()
-        if staged is not None:
-            data.forget(staged)
     return reports[0]
 
 
@@ -144,32 +138,34 @@ def _instead(trainer: lightning.Trainer, run: Any) -> Iterator[None]:
 
 @contextmanager
 def _nothing_lost(
+    trainer: lightning.Trainer,
     module: lightning.LightningModule,
     data: InteractionDataModule,
-    callback: IFRUCallback,
     *,
     loads: bool,
     dry_run: bool,
 ) -> Iterator[None]:
-    """Undo what loading a checkpoint has changed, if unlearning from it fails or was only tried."""
-    if not loads:
-        yield
-        return
-    weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    table, ledger, device = copy.deepcopy(data.table), list(callback.ledger), module.device
+    """Undo what staging a request and loading a checkpoint have changed, if unlearning fails or was only tried."""
+    staged, device = data.pending, module.device
+    if loads:
+        weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        table, callbacks = copy.deepcopy(data.table), [(c, dict(vars(c))) for c in trainer.callbacks]  # type: ignore[attr-defined]
+    undo = True
     try:
         yield
-    except BaseException:
-        undo = True
-        raise
-    else:
         undo = dry_run
     finally:
-        if undo:
+        if undo and loads:
             module.load_state_dict(weights)
             module.to(device)
             data.adopt(table)
-            callback.ledger = ledger
+            for callback, attributes in callbacks:
+                vars(callback).update(attributes)
+        # Without a pending request it has been forgotten, and only writing about it failed.
+        if undo and (loads or data.pending is not None):
+            data.discard()
+            if staged is not None:
+                data.forget(staged)
 
 
 lightning.Trainer.unlearn = unlearn  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """Tiny planted data and trained models, shared by the tests of the Lightning layer."""
 
 import copy
-import io
 import logging
 import warnings
 from pathlib import Path
@@ -67,7 +66,13 @@ def make_model():
     """Return an untrained built-in model of dimension 4, always from the same seed."""
 
     def make(loss="bce", layers=1, **changes):
-        changes = {"num_users": NUM_USERS, "num_items": NUM_ITEMS, "embedding_dim": 4, "lr": 0.05} | changes
+        changes = {
+            "num_users": NUM_USERS,
+            "num_items": NUM_ITEMS,
+            "embedding_dim": 4,
+            "lr": 0.05,
+            "weight_decay": 1e-3,
+        } | changes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             if layers is None:
@@ -88,7 +93,7 @@ def make_trainer(tmp_path):
             **{
                 "accelerator": "cpu",
                 "devices": 1,
-                "max_epochs": 2,
+                "max_epochs": 10,
                 "logger": False,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
@@ -152,9 +157,7 @@ class State:
         if self.trainer is not None:
             callbacks = [c for c in self.trainer.callbacks if isinstance(c, (IFRUCallback, ModelCheckpoint))]
             seen["callbacks"] = copy.deepcopy([c.state_dict() for c in callbacks])
-            optimizers = io.BytesIO()
-            torch.save([o.state_dict() for o in self.trainer.optimizers], optimizers)
-            seen["optimizers"] = optimizers.getvalue()
+            seen["optimizers"] = copy.deepcopy([o.state_dict() for o in self.trainer.optimizers])
         seen["rng"] = torch.get_rng_state()
         return seen
 

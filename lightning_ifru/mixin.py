@@ -58,8 +58,9 @@ class IFRUMixin(_Base):
     def regularization(self) -> Tensor:
         r"""Return Ω, the part of the objective that is no mean over examples; by default the optimiser's L2 penalty.
 
-        Overridden, it is added to the training loss; by default it is what the optimiser adds by itself,
-        :math:`\sum_p \frac{\lambda_p}{2} \|\theta_p\|^2` with its ``weight_decay`` :math:`\lambda_p`.
+        By default it is what the optimiser adds by itself, :math:`\sum_p \frac{\lambda_p}{2} \|\theta_p\|^2` with its
+        ``weight_decay`` :math:`\lambda_p`. Overridden, it is added to the training loss; a ``weight_decay`` of the
+        optimiser still acts beside it, and counts.
 
         Raises:
             ObjectiveError: the optimiser's decay is decoupled from the gradient (AdamW) and thus no term of a risk.
@@ -123,7 +124,7 @@ class IFRUMixin(_Base):
             )
         call = _Method(self)
         dense = self._decoder_parameters(call, parameters, edge_index)
-        decays = {} if self.regularizes else self._weight_decay()
+        decays = self._weight_decay()
 
         def encode(p: Parameters, graph: Tensor) -> Tensor:
             return call.on(p, "encode", graph)
@@ -132,7 +133,8 @@ class IFRUMixin(_Base):
             return call.on(p, "decode", src, dst) if dense else self.decode(src, dst)
 
         def regularization(p: Parameters) -> Tensor:
-            return call.on(p, "regularization") if self.regularizes else _l2(p, decays)
+            own = call.on(p, "regularization") if self.regularizes else 0.0
+            return own + _l2(p, decays)
 
         return (
             Objective(
@@ -222,10 +224,10 @@ class IFRUMixin(_Base):
         if self.node_parameters is not None:
             for name, kind in self.node_parameters.items():
                 got = tuple(named[name].shape) if name in named else None
-                if got is None or got[0] != sizes[kind]:
+                if kind not in sizes or not got or got[0] != sizes[kind]:
                     raise ObjectiveError(
                         f"{type(self).__name__}.node_parameters names '{name}' as rows of every {kind}; got shape "
-                        f"{got}, wanted first dimension {sizes[kind]} of a trainable parameter."
+                        f"{got}, wanted a trainable parameter with as many rows as its kind has: {sizes}."
                     )
             return dict(self.node_parameters)
         tables = {f"{name}.weight".lstrip(".") for name, m in self.named_modules() if isinstance(m, nn.Embedding)}

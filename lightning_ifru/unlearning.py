@@ -206,10 +206,12 @@ def _check_training_step(
         torch.manual_seed(0)
         batch = {name: column.to(module.device) for name, column in next(iter(data.train_dataloader())).items()}
     examples = Examples(batch["user"], batch["item"], 1 / len(batch["user"]), batch.get("label"), batch.get("negative"))
-    wanted = ravel(objective.gradient(parameters, edge_index, [examples], regularize=module.regularizes))
+    wanted = ravel(objective.gradient(parameters, edge_index, [examples], regularize=False))
     with _without_logging(module):
         output: Any = module.training_step(batch, 0)
     loss = output["loss"] if isinstance(output, dict) else output
+    if module.regularizes:
+        loss = loss - module.regularization()
     named = dict(module.named_parameters())
     found = torch.autograd.grad(loss, [named[name] for name in parameters], allow_unused=True, materialize_grads=True)
     got = torch.cat([gradient.reshape(-1) for gradient in found])

@@ -187,14 +187,3 @@ def _same(now, then, name):
 def snapshot(tmp_path):
     """Return a record of weights, data, ledger and files to compare with later."""
     return lambda **parts: State(tmp_path, **parts)
-
-
-@pytest.fixture
-def in_process_checkpoint(trained, best):
-    """Return ``(path, data)``: the checkpoint of a fit, and the data it was fitted on."""
-
-    def make(loss="bce", layers=1, **changes):
-        trainer, _, data = trained(loss, layers, callbacks=[IFRUCallback(IFRU(max_steps=2)), best()], **changes)
-        return trainer.checkpoint_callback.best_model_path, data
-
-    return make

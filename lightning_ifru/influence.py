@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -132,11 +132,11 @@ class IFRU:
             ),
             "cg_tolerance": (0 < self.cg_tolerance < 1, "a number between 0 and 1"),
             "keep_ratio": (0 < self.keep_ratio <= 1, "a number above 0 and at most 1"),
-            "hops": (self.hops >= 0, "an integer of at least 0"),
-            "seed": (self.seed >= 0, "an integer of at least 0"),
         }
-        for name in ("max_steps", "cg_iterations", "negatives", "probes", "chunk_size"):
-            wanted[name] = (getattr(self, name) >= 1, "an integer of at least 1")
+        least = {"hops": 0, "seed": 0, "max_steps": 1, "cg_iterations": 1, "negatives": 1, "probes": 1, "chunk_size": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            wanted[name] = (isinstance(value, int) and value >= low, f"an integer of at least {low}")
         for field in fields(self):
             valid, domain = wanted[field.name]
             if not valid:
@@ -158,6 +158,7 @@ class IFRU:
             start: the parameters at which the side of ``R`` is taken, if rows of erased nodes have been reset.
         """
         sides = self.sides(objective, problem)
+        objective = replace(objective, chunk_size=self.chunk_size)
         start = parameters if start is None else start
 
         def mean(at: Parameters, edge_index: Tensor, examples: Examples) -> Tensor:
@@ -172,8 +173,9 @@ class IFRU:
         after = mean(start, problem.after, sides.retained_after)
         omega = [ravel(grad(objective.regularization)(p)) for p in (parameters, start)]
         whole = retained + sides.share * (forgotten - retained)
-        leftover = whole + omega[0]
-        return Influence(leftover - after - omega[1], whole - resampled, resampled - after, leftover)
+        # In this order nothing forgotten gives zeros to the bit.
+        total = (whole - after) + (omega[0] - omega[1])
+        return Influence(total, whole - resampled, resampled - after, whole + omega[0])
 
     def update(
         self,
@@ -199,6 +201,7 @@ class IFRU:
         start = parameters if start is None else start
         clock = time.perf_counter()
         sides = self.sides(objective, problem)
+        objective = replace(objective, chunk_size=self.chunk_size)
         objective.check(parameters, problem.before, sides.retained)
         report = progress or (lambda _: None)
         report("influence")
@@ -248,5 +251,5 @@ def _rows_changed(objective: Objective, before: Parameters, after: Parameters) -
     offsets = {"user": (0, objective.num_users), "item": (objective.num_users, None), "node": (0, None)}
     for name, kind in objective.node_parameters.items():
         low, high = offsets[kind]
-        changed[low:high] |= (before[name] != after[name]).flatten(1).any(dim=1)
+        changed[low:high] |= (before[name] != after[name]).reshape(len(after[name]), -1).any(dim=1)
     return int(changed.sum())

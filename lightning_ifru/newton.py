@@ -193,7 +193,7 @@ def _walk(size: Callable[[int], float], start: int, length: int) -> int:
     """Walk from ``start`` downhill, preferring larger indices (smaller dampings) within indifference."""
     best = least = start
     index = start + 1
-    while index < length and size(index) <= _INDIFFERENT * size(least):
+    while index < length and math.isfinite(size(index)) and size(index) <= _INDIFFERENT * size(least):
         best = index
         least = min(least, index, key=size)
         index += 1

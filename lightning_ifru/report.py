@@ -169,10 +169,10 @@ class UnlearningReport:
         ):
             places = [place + offset for place in range(len(names))]
             bars = axes.bar(places, [metrics[name] for name in names], 0.38, label=label, color=colour)
-            axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
+            axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2, rotation=90)
         axes.set_xticks(range(len(names)), [_METRIC_NAMES.get(name, name) for name in names])
         axes.set(title="surviving test pairs")
-        axes.margins(y=0.12)
+        axes.margins(y=0.18)
         axes.legend(frameon=False, loc="upper right")
 
 

@@ -1,0 +1,304 @@
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lightning_ifru import newton
+from lightning_ifru.curvature import Hessian
+from lightning_ifru.graph import bipartite_edge_index
+from lightning_ifru.influence import IFRU
+from lightning_ifru.interactions import Interactions
+from lightning_ifru.newton import DAMPINGS, _walk
+from lightning_ifru.objective import Loss, Objective
+from lightning_ifru.problem import Problem
+from lightning_ifru.solvers import Status
+
+# ---------------------------------------------------------------- the walk along the ladder
+
+
+def walk(sizes, start):
+    """The index walked to, and the indices looked at."""
+    seen = []
+
+    def size(index):
+        assert 0 <= index < len(sizes)
+        seen.append(index)
+        return sizes[index]
+
+    return _walk(size, start, len(sizes)), seen
+
+
+@st.composite
+def valleys(draw, least_ratio):
+    """Sizes that fall and then rise, neighbours at least a factor apart; and where to start."""
+    ratio = st.floats(least_ratio, 3.0)
+    left, right = draw(st.lists(ratio, max_size=6)), draw(st.lists(ratio, max_size=6))
+    sizes = [1.0]
+    for r in left:
+        sizes.insert(0, sizes[0] * r)
+    for r in right:
+        sizes.append(sizes[-1] * r)
+    return sizes, draw(st.integers(0, len(sizes) - 1))
+
+
+@given(case=valleys(1.06))
+@settings(max_examples=200, deadline=None)
+def test_the_walk_finds_the_bottom_of_a_steep_valley_from_anywhere(case):
+    sizes, start = case
+    assert walk(sizes, start)[0] == min(range(len(sizes)), key=sizes.__getitem__)
+
+
+@given(case=valleys(1.001))
+@settings(max_examples=200, deadline=None)
+def test_from_above_the_bottom_the_walk_takes_the_smallest_damping_within_indifference(case):
+    sizes, start = case
+    bottom = min(range(len(sizes)), key=sizes.__getitem__)
+    assume(start <= bottom)
+    within = [k for k in range(len(sizes)) if sizes[k] <= 1.05 * min(sizes)]
+    assert walk(sizes, start)[0] == max([*within, start])
+
+
+@given(sizes=st.lists(st.floats(0.1, 10.0) | st.just(math.inf), min_size=1, max_size=10), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_the_walk_looks_at_neighbours_only_and_ends_no_higher_than_indifference_allows(sizes, data):
+    start = data.draw(st.integers(0, len(sizes) - 1))
+    found, seen = walk(sizes, start)
+    reached = {*seen, start}
+    assert reached == set(range(min(reached), max(reached) + 1))
+    assert sizes[found] <= 1.05 * sizes[start]
+    if any(math.isfinite(s) for s in sizes[: start + 1]):
+        assert math.isfinite(sizes[found]), "larger dampings are tried where smaller ones are infinite"
+
+
+INF = math.inf
+WALKS = {
+    "smaller dampings are infinite: stop before": ([4.0, 2.0, 1.0, INF, INF], 1, 2),
+    "the start and all smaller are infinite: go up": ([4.0, 2.0, 1.0, INF, INF], 3, 2),
+    "from the last, all but one infinite": ([1.0, INF, INF, INF], 3, 0),
+    "an infinite start between finite ones prefers the smaller damping": ([3.0, INF, 1.0, 2.0], 1, 2),
+    "all infinite": ([INF, INF], 1, 1),
+    "flat: as small a damping as can be": ([1.0, 1.0, 1.0, 1.0], 1, 3),
+    "within 5% of the least: the smaller": ([1.0, 1.04, 1.08], 0, 1),
+    "a rise of 4% and then a fall": ([1.0, 1.04, 0.5, 2.0], 0, 2),
+    "larger dampings must gain 5%": ([0.97, 1.0, 2.0], 1, 1),
+    "larger dampings that gain more": ([0.8, 0.9, 1.0, 2.0], 2, 0),
+    "a ladder of one": ([7.0], 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_the_walk_follows_its_rules(name):
+    sizes, start, wanted = WALKS[name]
+    found, _ = walk(sizes, start)
+    if "all infinite" in name:
+        assert sizes[found] == INF
+    else:
+        assert found == wanted
+
+
+# ---------------------------------------------------------------- steps
+
+
+def trained(layers=1):
+    case = oracles.at_minimum(layers)
+    return case, case.objective, case.problem
+
+
+def indefinite():
+    """An MF far from its minimum, where the Hessian has large negative eigenvalues; and these."""
+    world = oracles.planted(12, 10, seed=1)
+    forget = world.some(3)
+    w = oracles.rows(22, 3, seed=5, scale=1.0)
+    objective = oracles.objective(0, "bce", 12, 10, 1e-3)
+    problem = world.problem(forget)
+    matrix = Hessian(objective, {"w": w}, problem.after, [IFRU().sides(objective, problem).retained_after])
+    dense = torch.stack([matrix(e) for e in torch.eye(66, dtype=torch.float64)])
+    return objective, problem, w, torch.linalg.eigvalsh(dense)
+
+
+def record(monkeypatch):
+    """Keep every trial's status and size."""
+    trials = []
+    original = newton.NewtonSearch._try
+
+    def spy(self, theta, solution):
+        result = original(self, theta, solution)
+        trials.append((solution.status, result[0]))
+        return result
+
+    monkeypatch.setattr(newton.NewtonSearch, "_try", spy)
+    return trials
+
+
+def test_a_step_along_negative_curvature_is_never_accepted(monkeypatch):
+    objective, problem, w, eigenvalues = indefinite()
+    assert eigenvalues[0] < -0.05 * eigenvalues[-1]
+    trials = record(monkeypatch)
+    exact = {"damping": 0.0, "cg_tolerance": 1e-10, "cg_iterations": 66}
+    update = IFRU(curvature="hessian", **exact).update(objective, {"w": w}, problem)
+    assert trials == [(Status.NEGATIVE_CURVATURE, math.inf)]
+    assert update.steps == ()
+    assert torch.equal(update.parameters["w"], w)
+    assert update.residual_after == update.residual_before > 0
+
+
+def test_with_the_whole_ladder_the_hessian_is_damped_until_it_is_positive(monkeypatch):
+    objective, problem, w, _ = indefinite()
+    trials = record(monkeypatch)
+    update = IFRU(curvature="hessian", cg_tolerance=1e-10, cg_iterations=66).update(objective, {"w": w}, problem)
+    assert Status.NEGATIVE_CURVATURE in {status for status, _ in trials}
+    assert all(size == math.inf for status, size in trials if status is Status.NEGATIVE_CURVATURE)
+    assert update.steps, "larger dampings make it positive definite"
+    assert {step.status for step in update.steps} == {Status.CONVERGED}
+    assert min(step.damping for step in update.steps) > 0.1
+
+
+class Plateau:
+    """One number w per item, users carry 1: the mean of log cosh(w - y), whose Newton steps overshoot afar."""
+
+    def __init__(self, labels, forget):
+        n = len(labels)
+        self.forget = torch.tensor(forget)
+        data = Interactions(torch.arange(n), torch.zeros(n, dtype=torch.long), torch.tensor(labels).double())
+        edges = bipartite_edge_index(data.user, data.item, n)
+        erased = torch.cat([self.forget, torch.tensor([False])])
+        self.problem = Problem(data, self.forget, edges, edges, erased, torch.tensor([0]), torch.tensor([0]))
+
+        def log_cosh(s, y):
+            return (s - y).abs() + F.softplus(-2 * (s - y).abs()) - math.log(2)
+
+        self.objective = Objective(
+            encode=lambda p, _: torch.cat([torch.ones(n, 1, dtype=torch.float64), p["w"]]),
+            decode=lambda p, s, t: (s * t).sum(-1),
+            loss=Loss("log cosh", log_cosh),
+            regularization=lambda p: 0.0 * p["w"].sum(),
+            num_users=n,
+            num_items=1,
+            node_parameters={"w": "item"},
+        )
+
+    def update(self, w, **settings):
+        method = IFRU(curvature="gauss-newton", cg_tolerance=1e-12, **settings)
+        return method.update(self.objective, {"w": torch.tensor([[w]], dtype=torch.float64)}, self.problem)
+
+
+def test_a_step_after_which_the_residual_would_not_fall_is_not_taken():
+    # At w = 5 the gradient towards 0 is tanh 5 and the curvature 2e-4: every damped step lands beyond -5.
+    update = Plateau([0.0, 10.0], [False, True]).update(5.0)
+    assert update.residual_before == pytest.approx(math.tanh(5.0), rel=1e-9)
+    assert update.steps == ()
+    assert update.parameters["w"].tolist() == [[5.0]]
+    assert update.residual_after == update.residual_before
+
+
+def test_the_search_stops_by_itself_when_steps_are_no_longer_worthwhile():
+    # With a damping far too large each step gains a little less than 5%, which is not worth a second one.
+    slow = Plateau([0.0, 0.5], [False, True]).update(0.25, damping=100.0, max_steps=50)
+    assert len(slow.steps) == 1
+    assert 0.95 < slow.residual_after / slow.residual_before < 1
+    # With a proper one it goes on until nothing but a thousandth is left.
+    quick = Plateau([0.0, 0.5], [False, True]).update(0.25, damping=0.5, max_steps=50)
+    assert 3 < len(quick.steps) < 50
+    assert quick.residual_after <= 1e-3 * quick.residual_before
+    assert quick.steps[-2].residual > 1e-3 * quick.residual_before
+
+
+def test_each_step_is_newtons_at_the_parameters_then_reached():
+    wanted = w = 0.25
+    # In units of the curvature at the start, the row having all of the interactions.
+    damping = 0.5 / math.cosh(w) ** 2
+    for _ in range(2):
+        wanted -= math.tanh(wanted) / (1 / math.cosh(wanted) ** 2 + damping)
+    update = Plateau([0.0, 0.5], [False, True]).update(w, damping=0.5, max_steps=2)
+    assert update.stationarity < 1e-12
+    assert update.parameters["w"].item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_every_accepted_step_lowers_the_residual_and_says_how():
+    case, objective, problem = trained()
+    update = IFRU().update(objective, {"w": case.trained}, problem)
+    sizes = [update.residual_before, *(step.residual for step in update.steps)]
+    assert len(sizes) > 2
+    assert all(later < earlier for earlier, later in pairwise(sizes))
+    for step in update.steps:
+        assert step.damping in DAMPINGS
+        assert step.status in (Status.CONVERGED, Status.MAX_ITERATIONS)
+        assert 1 <= step.cg_iterations <= 20
+
+
+# ---------------------------------------------------------------- which curvature
+
+
+def kinds_tried(objective, w, problem):
+    said = []
+    update = IFRU().update(objective, {"w": w}, problem, progress=said.append)
+    return update, {text.split()[0] for text in said if " damping " in text}
+
+
+def test_auto_leaves_the_hessian_alone_far_from_a_minimum():
+    case = oracles.early_stopped(1)
+    update, kinds = kinds_tried(case.objective, case.trained, case.problem)
+    assert update.stationarity > 1
+    assert kinds == {"gauss-newton"}
+    assert {step.curvature for step in update.steps} == {"gauss-newton"}
+
+
+def test_auto_tries_both_near_a_minimum_and_takes_the_one_with_the_smaller_residual():
+    case, objective, problem = trained()
+    update, kinds = kinds_tried(objective, case.trained, problem)
+    assert update.stationarity < 1
+    assert kinds == {"gauss-newton", "hessian"}
+    first = {
+        kind: IFRU(curvature=kind, max_steps=1).update(objective, {"w": case.trained}, problem).residual_after
+        for kind in kinds
+    }
+    better = min(first, key=first.get)
+    assert better == "hessian", "near a minimum only the Hessian gets close"
+    assert {step.curvature for step in update.steps} == {better}
+    assert update.steps[0].residual == first[better] < 0.5 * first["gauss-newton"]
+
+
+def test_a_forced_curvature_is_the_only_one_tried():
+    case = oracles.early_stopped(1)
+    said = []
+    method = IFRU(curvature="hessian")
+    method.update(case.objective, {"w": case.trained}, case.problem, progress=said.append)
+    assert any(text.startswith("hessian damping") for text in said)
+    assert not any(text.startswith("gauss-newton damping") for text in said)
+
+
+# ---------------------------------------------------------------- the metric of the damping
+
+
+def test_the_damping_is_in_units_of_a_rows_share_of_interactions_times_the_mean_curvature():
+    """Rademacher probes are exact where the matrix is diagonal: one number per item, users carry 1, MSE."""
+    users, items = 30, 4
+    world = oracles.planted(users, items, density=0.5)
+    objective = Objective(
+        encode=lambda p, _: torch.cat([torch.ones(users, 1, dtype=torch.float64), p["w"]]),
+        decode=lambda p, s, t: (s * t).sum(-1),
+        loss=oracles.objective(0, "mse", 1, 1, 0.0).loss,
+        regularization=lambda p: 0.0 * p["w"].sum(),
+        num_users=users,
+        num_items=items,
+        node_parameters={"w": "item"},
+    )
+    forget = world.some(5)
+    problem = replace(world.problem(forget), erased=torch.zeros(users + items, dtype=torch.bool))
+    w = oracles.rows(items, 1)
+    tau = 0.7
+    method = IFRU(curvature="gauss-newton", damping=tau, max_steps=1, cg_tolerance=1e-12, probes=1)
+    update = method.update(objective, {"w": w}, problem)
+    b = method.influence(objective, {"w": w}, problem).total
+    share = torch.bincount(world.data.item[~forget], minlength=items) / int((~forget).sum())
+    assert share.unique().numel() > 1
+    curvature = 2 * share  # of the mean of (s - y)^2; in units of the share it is 2 for every row
+    wanted = w.flatten() + b / (curvature + tau * 2 * share)
+    torch.testing.assert_close(update.parameters["w"].flatten(), wanted, rtol=1e-7, atol=0)
+    assert update.steps[0].damping == tau

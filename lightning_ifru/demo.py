@@ -244,7 +244,7 @@ def _conclude(
     table = Table(title="In a sentence each", show_header=False, title_justify="left")
     table.add_column()
     table.add_row(
-        f"Forgetting took {forgetting:.1f} s; training had taken {training / forgetting:.1f} times that, {training:.1f} s."
+        f"Forgetting took {forgetting:.1f} s; training {training:.1f} s, {training / forgetting:.1f} times as long."
     )
     if len(before.belief):
         table.add_row(
@@ -257,8 +257,8 @@ def _conclude(
 
     films = Table(title=f"Top ten for user {story.neighbour}, whose taste is nearest to that of the one who left")
     films.add_column("", width=2)
-    films.add_column("before", overflow="ellipsis", no_wrap=True, ratio=1)
-    films.add_column("after", overflow="ellipsis", no_wrap=True, ratio=1)
+    for heading in ("before", "after"):
+        films.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=(console.width - 12) // 2)
     for place, (old, new) in enumerate(zip(before.top, after.top, strict=True), start=1):
         cells = [
             Text(titles.get(str(one), str(one)), style="" if one in others else style)

@@ -1,0 +1,149 @@
+import oracles
+import pytest
+import torch
+
+from lightning_ifru.objective import resolve_loss
+from lightning_ifru.problem import Sides
+
+USERS, ITEMS = 30, 25
+WORLD = oracles.planted(USERS, ITEMS, 0.3, seed=3)
+IMPLICIT = WORLD.positives()
+
+
+def erasing(world, *items):
+    """A mask of all interactions with some items, and one more."""
+    mask = torch.isin(world.data.item, torch.tensor(items))
+    mask[(~mask).nonzero()[0]] = True
+    return mask
+
+
+@pytest.mark.parametrize("world", [WORLD, IMPLICIT], ids=["labelled", "implicit"])
+def test_the_problem_divides_the_interactions(world):
+    forget = world.some(9)
+    problem = world.problem(forget)
+    triples = {
+        name: list(zip(part.user.tolist(), part.item.tolist(), part.label.tolist(), strict=True))
+        for name, part in (("D", world.data), ("R", problem.retained), ("F", problem.forgotten))
+    }
+    assert triples["F"] == [t for t, gone in zip(triples["D"], forget.tolist(), strict=True) if gone]
+    assert triples["R"] == [t for t, gone in zip(triples["D"], forget.tolist(), strict=True) if not gone]
+    assert len(triples["F"]) == 9
+
+
+def test_node_counts_are_those_of_a_loop():
+    problem = WORLD.problem(WORLD.some(9))
+    wanted = [0] * (USERS + ITEMS)
+    for user, item in zip(WORLD.data.user.tolist(), WORLD.data.item.tolist(), strict=True):
+        wanted[user] += 1
+        wanted[USERS + item] += 1
+    objective = oracles.objective(1, "bce", USERS, ITEMS, 0.0)
+    assert problem.node_counts(objective, WORLD.data).tolist() == wanted
+    assert problem.node_counts(objective, WORLD.data[torch.zeros(len(WORLD.data), dtype=torch.bool)]).sum() == 0
+
+
+def test_only_forgotten_positives_affect_representations():
+    objective = oracles.objective(1, "bce", USERS, ITEMS, 0.0)
+    sparse = oracles.planted(USERS, ITEMS, 0.08, seed=3)
+    negative = (sparse.data.label == 0).nonzero().flatten()[:2]
+    positive = (sparse.data.label > 0).nonzero().flatten()[:1]
+    forget = torch.zeros(len(sparse.data), dtype=torch.bool)
+    forget[negative] = True
+    assert not sparse.problem(forget).affected(objective, 3).any()
+    forget[positive] = True
+    ends = {int(sparse.data.user[positive]), USERS + int(sparse.data.item[positive])}
+    affected = [sparse.problem(forget).affected(objective, hops) for hops in range(3)]
+    assert set(affected[0].nonzero().flatten().tolist()) == ends
+    assert 2 < int(affected[1].sum()) < int(affected[2].sum()) < USERS + ITEMS
+    # The removed edge itself still carries: its ends are each other's neighbours in the graph before.
+    one_end = sparse.problem(forget).before
+    neighbours = {int(t) for s, t in one_end.T.tolist() if s in ends}
+    assert set(affected[1].nonzero().flatten().tolist()) == ends | neighbours
+
+
+# ---------------------------------------------------------------- sides
+
+
+@pytest.mark.parametrize("loss", ["bce", "mse"])
+def test_a_pointwise_loss_has_its_labels_and_the_same_examples_on_both_sides(loss):
+    forget = WORLD.some(9)
+    problem = WORLD.problem(forget)
+    sides = Sides.of(problem, resolve_loss(loss), 4, 0)
+    assert sides.retained is sides.retained_after
+    for part, data in ((sides.retained, problem.retained), (sides.forgotten, problem.forgotten)):
+        assert part.negative is part.candidates is None
+        assert part.weight == pytest.approx(1 / len(data))
+        assert torch.equal(part.target, data.label)
+        assert torch.equal(part.user, data.user)
+        assert torch.equal(part.item, data.item)
+    assert sides.share == pytest.approx(9 / len(WORLD.data))
+
+
+@pytest.mark.parametrize("negatives", [1, 4])
+def test_both_sides_use_the_same_negatives_as_long_as_no_item_leaves(negatives):
+    problem = IMPLICIT.problem(IMPLICIT.some(5))
+    assert torch.equal(problem.candidates, problem.candidates_after)
+    sides = Sides.of(problem, resolve_loss("bpr"), negatives, 0)
+    assert sides.retained is sides.retained_after
+    assert sides.retained.negative.shape == (len(problem.retained), negatives)
+    assert sides.retained.target is sides.retained.candidates is None
+    assert sides.retained.weight == pytest.approx(1 / len(problem.retained))
+    assert sides.share == pytest.approx(5 / len(IMPLICIT.data))
+
+
+def test_negatives_that_are_erased_items_are_drawn_anew_after_and_only_those():
+    problem = IMPLICIT.problem(erasing(IMPLICIT, 3, 8))
+    gone = torch.tensor([3, 8])
+    assert not torch.isin(gone, problem.candidates_after).any()
+    sides = Sides.of(problem, resolve_loss("bpr"), 4, 0)
+    before, after = sides.retained.negative, sides.retained_after.negative
+    erased = torch.isin(before, gone)
+    assert 0 < int(erased.sum()) < before.numel()
+    assert torch.equal(before != after, erased)
+    assert not torch.isin(after, gone).any()
+    assert torch.isin(after, problem.candidates_after).all()
+    assert after[erased].unique().numel() > 5, "they are drawn from all that remain"
+    assert torch.equal(sides.retained.user, sides.retained_after.user)
+    assert sides.retained.weight == sides.retained_after.weight
+
+
+def test_negatives_are_drawn_uniformly_from_the_candidates_and_no_others():
+    problem = IMPLICIT.problem(IMPLICIT.some(5))
+    few = torch.tensor([2, 5, 6, 20])
+    problem = type(problem)(
+        *(problem.interactions, problem.forget, problem.before, problem.after, problem.erased), few, few
+    )
+    drawn = Sides.of(problem, resolve_loss("bpr"), 100, 0).retained.negative
+    counts = torch.bincount(drawn.flatten(), minlength=ITEMS)
+    assert counts.nonzero().flatten().tolist() == few.tolist()
+    expected = drawn.numel() / len(few)
+    assert ((counts[few] - expected).abs() < 5 * expected**0.5).all()
+
+
+def test_negatives_depend_on_the_seed_alone():
+    problem = IMPLICIT.problem(erasing(IMPLICIT, 3))
+    draws = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        sides = Sides.of(problem, resolve_loss("bpr"), 4, seed)
+        draws.append((sides.retained.negative, sides.retained_after.negative))
+    assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
+
+
+def test_the_forgotten_have_every_candidate_exactly():
+    problem = IMPLICIT.problem(erasing(IMPLICIT, 3))
+    forgotten = Sides.of(problem, resolve_loss("bpr"), 4, 0).forgotten
+    assert forgotten.negative is forgotten.target is None
+    assert torch.equal(forgotten.candidates, problem.candidates)
+    assert 3 in forgotten.candidates.tolist(), "what was forgotten had been trained with the erased items as negatives"
+    assert torch.equal(forgotten.user, problem.forgotten.user)
+    assert forgotten.weight == pytest.approx(1 / len(problem.forgotten))
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_nothing_to_forget_has_a_share_of_zero(loss):
+    world = WORLD if loss == "bce" else IMPLICIT
+    sides = Sides.of(world.problem(torch.zeros(len(world.data), dtype=torch.bool)), resolve_loss(loss), 4, 0)
+    assert sides.share == 0.0
+    assert len(sides.forgotten) == 0
+    assert len(sides.retained) == len(world.data)

@@ -55,8 +55,11 @@ def unlearn(
     _check_strategy(trainer)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
     reports: list[UnlearningReport] = []
+    loaded = False
 
     def run() -> list[Any]:
+        nonlocal loaded
+        loaded = True
         if trainer.ckpt_path:
             _load_ledger(callback, trainer.ckpt_path)
         reports.append(callback.unlearn(trainer, module, data, dry_run))
@@ -69,15 +72,29 @@ def unlearn(
             data.removal()  # raises: nothing is staged
         try:
             trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
+        except _LOADING_ERRORS as error:
+            if loaded or ckpt_path is None:
                 raise
-            shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-            raise UnlearningError(
-                f"the checkpoint {ckpt_path} does not fit {type(module).__name__} with parameters {shapes}; give the "
-                f"checkpoint of this model, or build the model as it was trained. ({' '.join(str(error).split())})"
-            ) from error
+            raise _refusal(error, ckpt_path, module) from error
     return reports[0]
+
+
+#: What loading a checkpoint raises: no such file, no checkpoint, another shape, no "best" yet.
+_LOADING_ERRORS = (OSError, EOFError, UnpicklingError, KeyError, RuntimeError, ValueError)
+
+
+def _refusal(error: Exception, ckpt_path: str | Path, module: lightning.LightningModule) -> UnlearningError:
+    reason = " ".join(str(error).split())
+    if "loading state_dict" not in reason:
+        return UnlearningError(
+            f"the checkpoint {ckpt_path} could not be loaded ({type(error).__name__}: {reason}); give the path of one "
+            "that Lightning has written."
+        )
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    return UnlearningError(
+        f"the checkpoint {ckpt_path} does not fit {type(module).__name__} with parameters {shapes}; give the "
+        f"checkpoint of this model, or build the model as it was trained. ({reason})"
+    )
 
 
 def _callback(trainer: lightning.Trainer) -> IFRUCallback:

@@ -59,6 +59,7 @@ class Unlearning:
         before = data.graph().to(device)
         kept = table.select("train", positive=True, without=removal)
         objective, parameters = module.objective(before, data.num_users, data.num_items, method.chunk_size)
+        _check_batches(objective, data)
         if type(module).training_step is not IFRUMixin.training_step:
             _check_training_step(module, data, objective, parameters, before)
         erased = torch.zeros(objective.num_nodes, dtype=torch.bool)
@@ -80,6 +81,7 @@ class Unlearning:
         """Return counts, what the graph's change can reach, and the expected cost; nothing is changed."""
         clock = time.perf_counter()
         sides = self.method.sides(self.objective, self.problem)
+        self.objective.check(self.parameters, self.problem.before, sides.retained)
         self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
         gradient = time.perf_counter() - clock
         solves = self.method.max_steps * (2 if self.method.curvature == "auto" else 1)
@@ -196,6 +198,12 @@ class Unlearning:
             affected_nodes=None if hops is None else int(self.problem.affected(self.objective, hops).sum()),
             **found,
         )
+
+
+def _check_batches(objective: Objective, data: InteractionDataModule) -> None:
+    """Let the loss refuse what the data's batches do not hold: labels or negatives."""
+    label = torch.zeros(1)
+    objective.loss(torch.zeros(1, 1 if data.labelled else 2), label if data.labelled else None)
 
 
 def _check_training_step(

@@ -1,0 +1,479 @@
+"""Bad input gets a sentence that says what was got, what was wanted and what to do; and nothing is lost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_ifru import (
+    IFRU,
+    DataError,
+    IFRUCallback,
+    InteractionDataModule,
+    ObjectiveError,
+    RequestError,
+    UnlearningError,
+    UnlearningRequest,
+)
+from lightning_ifru.models import LightGCN
+
+
+@dataclass
+class World:
+    """A call of ``unlearn`` that would work, until a case breaks it."""
+
+    trainer: Any
+    model: Any
+    data: Any
+    make: dict[str, Any]
+    folder: Any
+    planted: dict[str, list[Any]]
+    request: Any = None
+    ckpt_path: Any = None
+    dry_run: bool = False
+
+    def call(self):
+        return self.trainer.unlearn(
+            self.data, model=self.model, request=self.request, ckpt_path=self.ckpt_path, dry_run=self.dry_run
+        )
+
+
+def user(world, position=3):
+    return UnlearningRequest(users=[world.data.user_ids[position]])
+
+
+# --- cases: each breaks one thing. It returns what raises, if that is not the call of unlearn itself.
+
+
+def unknown_ids(world):
+    world.request = UnlearningRequest(users=["nobody", "person-003"], items=["no-film"])
+
+
+def many_unknown_ids(world):
+    world.request = UnlearningRequest(users=[f"stranger-{k}" for k in range(9)])
+
+
+def unknown_ids_in_a_file(world):
+    world.request = world.folder / "forget.csv"
+    world.request.write_text("user,item\nperson-003,\nnobody,\nperson-004,no-film\n")
+
+
+def a_pair_that_never_was(world):
+    data = world.data
+    there = set(zip(data.table.user.tolist(), data.table.item.tolist(), strict=True))
+    pair = next((3, i) for i in range(data.num_items) if (3, i) not in there)
+    world.request = UnlearningRequest(interactions=[(data.user_ids[pair[0]], data.item_ids[pair[1]])])
+
+
+def nothing_staged(world):
+    world.request = None
+
+
+def an_empty_request(world):
+    return lambda: UnlearningRequest(users=[], items=[])
+
+
+def an_empty_file(world):
+    world.request = world.folder / "forget.csv"
+    world.request.write_text("user,item\n")
+
+
+def a_missing_request_file(world):
+    world.request = world.folder / "nowhere.csv"
+
+
+def no_request_at_all(world):
+    world.request = ["person-003"]
+
+
+def a_request_for_everybody(world):
+    world.request = UnlearningRequest(users=[u for u in world.data.user_ids if u is not None])
+
+
+def a_missing_column(world):
+    return lambda: InteractionDataModule(world.planted, user="user", item="movie").num_users
+
+
+def a_missing_column_of_a_file(world):
+    path = world.folder / "ratings.csv"
+    path.write_text("person,item\na,b\n")
+    return lambda: InteractionDataModule(path).num_users
+
+
+def an_unreadable_file(world):
+    path = world.folder / "ratings.csv.gz"
+    path.write_bytes(b"this is no gzip")
+    return lambda: InteractionDataModule(path).num_users
+
+
+def a_missing_file(world):
+    return lambda: InteractionDataModule(world.folder / "nowhere.csv").num_users
+
+
+def nan_in_the_data(world):
+    rating = [*world.planted["rating"]]
+    rating[5] = float("nan")
+    return lambda: InteractionDataModule(world.planted | {"rating": rating}, rating="rating").num_users
+
+
+def nan_in_the_weights(world):
+    with torch.no_grad():
+        world.model.net.embedding.weight[11, 2] = float("nan")
+
+
+def infinity_in_the_weights(world):
+    with torch.no_grad():
+        world.model.net.embedding.weight[11, 2] = float("inf")
+
+
+def nan_in_the_loss(world):
+    world.model.loss = lambda scores, target: (scores - 100).sqrt()
+
+
+class Dropped(LightGCN):
+    def encode(self, edge_index):
+        return F.dropout(super().encode(edge_index), 0.3, training=True)
+
+
+class DroppedPairs(LightGCN):
+    def decode(self, src, dst):
+        return F.dropout(src * dst, 0.3, training=True).sum(-1)
+
+
+def another_model(cls, **settings):
+    def breaks(world):
+        world.model = cls(40, 30, 4, 1, **{"loss": "bce"} | settings)
+
+    breaks.__name__ = cls.__name__
+    return breaks
+
+
+def no_callback(world):
+    world.trainer = world.make["trainer"](callbacks=[])
+
+
+def two_callbacks(world):
+    world.trainer.callbacks.append(IFRUCallback())  # Trainer(callbacks=[...]) itself would refuse two
+
+
+def no_model(world):
+    world.trainer, world.model = world.make["trainer"](), None
+
+
+class Plain(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+
+def a_model_without_the_mixin(world):
+    world.model = Plain()
+
+
+class Foreign(lightning.LightningDataModule):
+    pass
+
+
+def a_foreign_datamodule(world):
+    foreign = Foreign()
+    return lambda: world.trainer.unlearn(foreign, model=world.model, request=world.request)
+
+
+def no_datamodule(world):
+    trainer = world.make["trainer"]()
+    return lambda: trainer.unlearn(model=world.model, request=world.request)
+
+
+def checkpoint_of(**settings):
+    def breaks(world):
+        _, _, path = world.make["checkpoint"](**settings)
+        world.ckpt_path = path
+
+    breaks.__name__ = f"checkpoint_of_{'_'.join(map(str, settings.values()))}"
+    return breaks
+
+
+def a_missing_checkpoint(world):
+    world.ckpt_path = str(world.folder / "nowhere.ckpt")
+
+
+def a_checkpoint_that_is_none(world):
+    world.ckpt_path = str(world.folder / "noise.ckpt")
+    (world.folder / "noise.ckpt").write_bytes(b"not a checkpoint")
+
+
+def a_checkpoint_of_other_data(world):
+    changed = {**world.planted, "item": world.planted["item"][::-1]}
+    data = world.make["data"](source=changed)
+    # The same numbers of users and items, so that the weights fit.
+    assert (data.num_users, data.num_items) == (world.data.num_users, world.data.num_items)
+    _, _, world.ckpt_path = world.make["checkpoint"](data=data, forget=True)
+
+
+def best_without_a_fit(world):
+    world.trainer, world.ckpt_path = world.make["trainer"](), "best"
+
+
+def spawned_processes(world):
+    world.trainer = world.make["trainer"](strategy="ddp_spawn", devices=2)
+
+
+def forked_processes(world):
+    world.trainer = world.make["trainer"](strategy="ddp_fork", devices=2)
+
+
+class Decoupled(LightGCN):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), weight_decay=0.01)
+
+
+def a_frozen_model(world):
+    world.model.requires_grad_(False)
+
+
+def bpr_on_labels(world):
+    world.model.loss = "bpr"
+
+
+def bce_on_implicit_feedback(world):
+    world.data = world.make["data"]("bpr")
+
+
+def an_unknown_loss(world):
+    world.model.loss = "logistic"
+
+
+def hinge(scores, target):
+    return (1 - (2 * target - 1) * scores).clamp(min=0)
+
+
+def a_hinge_loss(world):
+    world.model.loss = hinge
+
+
+class OtherStep(LightGCN):
+    """Its training step has a term that its objective knows nothing of."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("mine", 1.0)
+        return super().training_step(batch, batch_idx) + 0.01 * self.net.embedding.weight.square().sum()
+
+
+class HalfStep(LightGCN):
+    """Its training step weights the loss."""
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": 0.5 * super().training_step(batch, batch_idx)}
+
+
+class Unseeded(LightGCN):
+    """Its rows cannot be drawn anew."""
+
+    def initial_rows(self, name, rows, seed=0):
+        return torch.full((len(rows), 4), float("nan"))
+
+
+def a_wrong_method(world):
+    return lambda: IFRU(keep_ratio=0)
+
+
+NOT_FINITE = ["finite"]
+L, M = UnlearningError, MisconfigurationException
+CASES = [
+    (unknown_ids, RequestError, ["2 of", "user 'nobody'", "item 'no-film'", "correct or remove"]),
+    (many_unknown_ids, RequestError, ["9 of", "'stranger-0'", "and 4 more"]),
+    (unknown_ids_in_a_file, RequestError, ["2 of", "user 'nobody' (line 3)", "('person-004', 'no-film') (line 4)"]),
+    (a_pair_that_never_was, RequestError, ["1 of", "interaction ('person-003', 'film-"]),
+    (nothing_staged, RequestError, ["nothing is staged", "forget("]),
+    (an_empty_request, RequestError, ["empty", "at least one"]),
+    (an_empty_file, RequestError, ["'forget.csv'", "empty"]),
+    (a_missing_request_file, RequestError, ["'nowhere.csv'"]),
+    (no_request_at_all, RequestError, ["list", "UnlearningRequest("]),
+    (a_request_for_everybody, RequestError, ["leaves none of the", "training interactions", "fewer"]),
+    (a_missing_column, DataError, ["no column 'movie'", "'item'", "item="]),
+    (a_missing_column_of_a_file, DataError, ["'ratings.csv' has no column 'user'", "'person'", "user="]),
+    (an_unreadable_file, DataError, ["'ratings.csv.gz'"]),
+    (a_missing_file, DataError, ["nowhere.csv"]),
+    (nan_in_the_data, DataError, ["'rating'", "1 values that are not finite", "row 5", "correct or delete"]),
+    (nan_in_the_weights, ObjectiveError, ["nan", "finite", "check the model's weights"]),
+    (infinity_in_the_weights, ObjectiveError, ["nan", "finite", "check the model's weights"]),
+    (nan_in_the_loss, ObjectiveError, ["nan", "finite"]),
+    (another_model(Dropped), ObjectiveError, ["two different answers", "dropout"]),
+    (another_model(DroppedPairs), ObjectiveError, ["two different answers", "dropout"]),
+    (no_callback, M, ["found 0 IFRUCallbacks", "Trainer(callbacks=[IFRUCallback()])"]),
+    (two_callbacks, M, ["found 2 IFRUCallbacks", "wanted one"]),
+    (no_model, M, ["no model", "pass model="]),
+    (a_model_without_the_mixin, M, ["Plain as model", "IFRUMixin"]),
+    (a_foreign_datamodule, M, ["Foreign as datamodule", "InteractionDataModule"]),
+    (no_datamodule, M, ["NoneType as datamodule", "InteractionDataModule"]),
+    (checkpoint_of(embedding_dim=5), L, ["does not fit LightGCN", "(70, 4)", "give the checkpoint of this model"]),
+    (checkpoint_of(layers=None), L, ["does not fit LightGCN", "embedding.weight"]),
+    (checkpoint_of(users=20), L, ["does not fit LightGCN", "(70, 4)"]),
+    (a_missing_checkpoint, L, ["nowhere.ckpt could not be loaded", "FileNotFoundError", "give the path"]),
+    (a_checkpoint_that_is_none, L, ["noise.ckpt could not be loaded", "UnpicklingError", "give the path"]),
+    (a_checkpoint_of_other_data, DataError, ["not those the checkpoint was trained on", "read the same source"]),
+    (best_without_a_fit, L, ["checkpoint best could not be loaded", "give the path"]),
+    (spawned_processes, M, ["spawn", "lost", "devices=1"]),
+    (forked_processes, M, ["spawn", "lost", "devices=1"]),
+    (another_model(Decoupled), ObjectiveError, ["AdamW", "weight_decay=0.01", "Adam(weight_decay"]),
+    (a_frozen_model, ObjectiveError, ["LightGCN is frozen", "unfreeze"]),
+    (bpr_on_labels, ObjectiveError, ["'bpr' needs negatives", "rating column", "loss='bce'"]),
+    (bce_on_implicit_feedback, ObjectiveError, ["'bce' needs labels", "rating column", "loss='bpr'"]),
+    (an_unknown_loss, ObjectiveError, ["loss='logistic'", "'bce', 'bpr', 'mse'"]),
+    (a_hinge_loss, ObjectiveError, ["'hinge' has no curvature", "'bce'"]),
+    (
+        another_model(OtherStep),
+        ObjectiveError,
+        ["OtherStep.training_step", "differs by", "put what training minimises"],
+    ),
+    (another_model(HalfStep), ObjectiveError, ["HalfStep.training_step", "differs by", "norm"]),
+    (another_model(Unseeded), ObjectiveError, NOT_FINITE),
+    (a_wrong_method, L, ["keep_ratio=0", "above 0 and at most 1"]),
+]
+
+
+@pytest.fixture
+def world(trained, make_data, make_model, make_trainer, tmp_path, planted):
+    def checkpoint(*, layers=1, users=None, data=None, forget=False, **settings):
+        if users is not None:
+            kept = [k for k, u in enumerate(planted["user"]) if int(u[-3:]) < users]
+            data = make_data(source={name: [column[k] for k in kept] for name, column in planted.items()})
+        data = make_data() if data is None else data
+        model = make_model("bce", layers, num_users=data.num_users, num_items=data.num_items, **settings)
+        trainer, model, data = trained(data=data, model=model, max_epochs=1)
+        path = trainer.checkpoint_callback.best_model_path
+        if forget:
+            path = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[0]])).checkpoint
+        return trainer, model, path
+
+    trainer, model, data = trained(max_epochs=3)
+    make = {"trainer": make_trainer, "data": make_data, "checkpoint": checkpoint}
+    made = World(trainer, model, data, make, tmp_path, planted)
+    made.request = user(made)
+    return made
+
+
+def name_of(value):
+    return value.__name__ if callable(value) and not isinstance(value, type) else ""
+
+
+@pytest.mark.parametrize(("breaks", "error", "fragments"), CASES, ids=name_of)
+@pytest.mark.parametrize("how", ["nothing pending", "something pending", "dry run"])
+def test_bad_input_is_refused_with_a_sentence_and_nothing_is_lost(world, snapshot, how, breaks, error, fragments):
+    if (how, breaks) == ("something pending", nothing_staged):
+        pytest.skip("a contradiction")
+    if how == "dry run" and fragments is NOT_FINITE:
+        pytest.skip("only a solve can find out")
+    call = breaks(world) or world.call
+    world.dry_run = how == "dry run"
+    if how == "something pending":
+        world.data.forget(user(world, 8))
+    state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    for fragment in fragments:
+        assert fragment in message
+    state.check(but={"rng"} if "two different answers" in message else ())
+    assert "run" not in vars(world.trainer.predict_loop)
+    assert torch.is_grad_enabled()
+
+
+def test_the_call_that_the_cases_break_does_work(world, snapshot):
+    before = world.model.net.embedding.weight.detach().clone()
+    report = world.call()
+    assert report.num_users_erased == 1
+    assert not torch.equal(world.model.net.embedding.weight, before)
+
+
+@pytest.mark.parametrize("ends", ["with a request that does not fit", "with a model that cannot be unlearned"])
+def test_a_callbacks_request_that_fails_leaves_the_trained_model_and_the_data(make_data, trained, make_model, ends):
+    data = make_data()
+    model = make_model()
+    if ends == "with a request that does not fit":
+        request, error = UnlearningRequest(users=["nobody"]), RequestError
+    else:
+        model, request, error = Decoupled(40, 30, 4, 1, loss="bce"), UnlearningRequest(users=["person-003"]), L
+    callback = IFRUCallback(request=request)
+    rows = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
+    before = next(model.parameters()).detach().clone()
+    with pytest.raises(error):
+        trained(data=data, model=model, callbacks=[callback])
+    assert not torch.equal(next(model.parameters()), before)  # training is not thrown away
+    assert {split: len(getattr(data, split)) for split in rows} == rows
+    assert data.user_ids[3] == "person-003"
+    assert callback.ledger == []
+    assert callback.request is request
+
+
+class SameStep(LightGCN):
+    """A training step of its own that minimises what the objective says, and logs."""
+
+    def training_step(self, batch, batch_idx):
+        h = self.encode(self.edge_index)
+        scores = self.decode(h[batch["user"]], h[40 + batch["item"]])
+        loss = F.binary_cross_entropy_with_logits(scores, batch["label"])
+        self.log("mine", loss)
+        self.log_dict({"more": loss})
+        return {"loss": loss}
+
+
+class SameStepWithPenalty(SameStep):
+    """The same with a term that is said to be part of the objective."""
+
+    def regularization(self):
+        return 0.001 * self.net.embedding.weight.square().sum()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx)["loss"] + self.regularization()
+
+
+@pytest.mark.parametrize("cls", [SameStep, SameStepWithPenalty])
+def test_an_own_training_step_that_agrees_with_the_objective_is_accepted(trained, cls):
+    torch.manual_seed(0)
+    model = cls(40, 30, 4, 1, loss="bce", lr=0.05, weight_decay=1e-3)
+    trainer, _, data = trained(model=model)
+    state = torch.get_rng_state()
+    report = trainer.unlearn(data, request=UnlearningRequest(users=["person-003"]))
+    assert report.steps >= 1
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "log" not in vars(model)
+    assert "log_dict" not in vars(model)
+
+
+def test_both_numbers_are_in_the_refusal_of_a_training_step(world):
+    world.model = HalfStep(40, 30, 4, 1, loss="bce")
+    with pytest.raises(ObjectiveError) as caught:
+        world.call()
+    words = str(caught.value).replace(",", " ").replace(";", " ").split()
+    numbers = [float(word) for word in words if word[0].isdigit()]
+    got, apart, wanted = numbers
+    assert got == pytest.approx(wanted / 2, rel=1e-3)
+    assert apart == pytest.approx(wanted / 2, rel=1e-2)
+    assert wanted > 0
+
+
+@pytest.mark.parametrize("loads", [False, True], ids=["current weights", "from a checkpoint"])
+def test_a_checkpoint_that_cannot_be_written_leaves_model_data_and_ledger_in_agreement(
+    world, monkeypatch, snapshot, loads
+):
+    if loads:
+        _, _, world.ckpt_path = world.make["checkpoint"]()
+    state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
+
+    def full(path, **_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(world.trainer, "save_checkpoint", full)
+    with pytest.raises(OSError, match="no space left"):
+        world.call()
+    if loads:
+        state.check(but={"optimizers"})  # moments are lost rather than kept
+    else:
+        assert world.data.user_ids[3] is None
+        assert world.data.pending is None
+        assert len(world.trainer.callbacks[0].ledger) == 1

@@ -348,6 +348,8 @@ class WrongScores(Own):
 
 
 class Unfinished(IFRUMixin, lightning.LightningModule):
+    loss = "bce"
+
     def __init__(self):
         super().__init__()
         self.table = nn.Embedding(USERS + ITEMS, 4)

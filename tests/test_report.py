@@ -1,0 +1,224 @@
+"""The report: its numbers as JSON, scalars, table and figure, and never an id."""
+
+import io
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from lightning_ifru import UnlearningReport, UnlearningRequest
+
+CONTRACT = {
+    *("digest", "num_forgotten", "num_users_erased", "direct_norm", "spillover_norm"),
+    *("residual_before", "residual_after", "stationarity", "curvature", "steps", "cg_iterations", "damping"),
+    *("rows_changed", "seconds", "metrics_before", "metrics_after"),
+}
+
+FULL = UnlearningReport(
+    digest="ab12",
+    num_forgotten=1234567,
+    forgotten_by_split={"train": 1234000, "val": 560, "test": 7},
+    num_users_erased=3,
+    num_items_erased=5,
+    direct_norm=0.0123456,
+    spillover_norm=0.00456,
+    residual_before=0.8,
+    residual_after=0.05,
+    stationarity=2.345,
+    curvature="gauss-newton",
+    damping=0.1,
+    steps=2,
+    trajectory=[
+        {"curvature": "gauss-newton", "damping": 0.3, "residual": 0.2},
+        {"curvature": "gauss-newton", "damping": 0.1, "residual": 0.05},
+    ],
+    cg_iterations=17,
+    unknowns=66,
+    rows_changed=4321,
+    affected_nodes=987,
+    seconds={"influence": 0.5, "solve": 2.0, "total": 3.25},
+    metrics_before={"auroc": 0.71, "recall@20": 0.25, "ndcg@20": 0.33},
+    metrics_after={"auroc": 0.75, "recall@20": 0.24, "ndcg@20": None},
+    checkpoint="unlearned-1.ckpt",
+)
+DRY = UnlearningReport(
+    "ab12", 12, {"train": 12}, 1, 0, affected_nodes=9, dry_run=True, expected={"products": 1204.0, "seconds": 4.5}
+)
+BARE = UnlearningReport("ab12", 3, {"train": 3}, 0, 0)
+REPORTS = [pytest.param(FULL, id="full"), pytest.param(DRY, id="dry run"), pytest.param(BARE, id="bare")]
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def rendered(report):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_json_has_every_attribute_and_those_of_the_contract(report):
+    content = strict(report.to_json())
+    assert set(content) >= CONTRACT
+    assert set(content) == {field.name for field in fields(UnlearningReport)}
+    for name, value in content.items():
+        assert value == getattr(report, name)
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+def test_json_has_null_for_what_is_not_finite_at_any_depth(odd):
+    report = replace(
+        FULL,
+        stationarity=odd,
+        seconds={"total": odd, "solve": 1.0},
+        trajectory=[{"residual": odd, "damping": 0.1}],
+        metrics_after={"auroc": odd},
+    )
+    with pytest.raises(AssertionError, match="is not JSON"):
+        strict(json.dumps(odd))
+    content = strict(report.to_json())
+    assert content["stationarity"] is None
+    assert content["seconds"] == {"total": None, "solve": 1.0}
+    assert content["trajectory"] == [{"residual": None, "damping": 0.1}]
+    assert content["metrics_after"] == {"auroc": None}
+    assert content["direct_norm"] == 0.0123456
+
+
+def test_json_in_one_line_if_asked():
+    assert "\n" not in FULL.to_json(indent=None)
+    assert "\n" in FULL.to_json()
+
+
+def test_scalars_are_the_numbers_and_only_they():
+    scalars = FULL.scalars()
+    wanted = {
+        **{"num_forgotten": 1234567, "num_users_erased": 3, "num_items_erased": 5},
+        **{"direct_norm": 0.0123456, "spillover_norm": 0.00456, "residual_before": 0.8, "residual_after": 0.05},
+        **{"stationarity": 2.345, "damping": 0.1, "steps": 2, "cg_iterations": 17, "unknowns": 66},
+        **{"rows_changed": 4321, "affected_nodes": 987},
+        **{"seconds/influence": 0.5, "seconds/solve": 2.0, "seconds/total": 3.25},
+        **{"metrics_before/auroc": 0.71, "metrics_before/recall@20": 0.25, "metrics_before/ndcg@20": 0.33},
+        **{"metrics_after/auroc": 0.75, "metrics_after/recall@20": 0.24},
+    }
+    assert scalars == {f"unlearn/{name}": float(value) for name, value in wanted.items()}
+    assert all(type(value) is float for value in scalars.values())
+
+
+def test_scalars_leave_out_what_is_not_finite():
+    assert "unlearn/stationarity" not in replace(FULL, stationarity=math.inf).scalars()
+    assert "unlearn/seconds/total" not in replace(FULL, seconds={"total": math.nan}).scalars()
+
+
+@pytest.mark.parametrize(
+    ("report", "figures"),
+    [
+        (
+            FULL,
+            [
+                *("What was forgotten", "1,234,567", "1,234,000 train", "560 val", "7 test", "3 / 5", "987"),
+                *("0.0123 / 0.00456", "0.8 → 0.05", "16.0-fold down", "2.35", "2 × gauss-newton", "damping 0.1"),
+                *("17", "4,321", "3.2", "AUROC", "Recall@20", "NDCG@20"),
+                *("0.7100", "0.7500", "+0.0400", "0.2500", "0.2400", "-0.0100"),
+            ],
+        ),
+        (DRY, ["What would be forgotten", "12 (12 train)", "1 / 0", "at most", "1,204", "4.5", "9"]),
+        (BARE, ["3 (3 train)", "no step"]),
+    ],
+    ids=["full", "dry run", "bare"],
+)
+def test_the_table_shows_the_figures_in_eighty_columns(report, figures):
+    text = rendered(report)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for shown in figures:
+        assert shown in text, text
+    assert "ab12" not in text
+
+
+def test_a_metric_that_is_not_defined_is_shown_as_a_dash():
+    (line,) = [line for line in rendered(FULL).splitlines() if "NDCG@20" in line]
+    assert line.count("–") == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fell"), [(0.8, 0.05, 16.0), (0.8, 0.0, math.inf), (0.0, 0.0, None), (None, None, None)]
+)
+def test_how_far_the_residual_fell(before, after, fell):
+    report = replace(FULL, residual_before=before, residual_after=after)
+    assert report.residual_fell == (None if fell is None else pytest.approx(fell))
+
+
+def test_the_figure_has_the_residuals_and_the_norms():
+    figure = FULL.figure()
+    assert isinstance(figure, Figure)
+    left, right = figure.axes
+    (line,) = left.lines
+    assert line.get_xdata().tolist() == [0, 1, 2]
+    assert line.get_ydata().tolist() == [0.8, 0.2, 0.05]
+    assert [bar.get_height() for bar in right.patches] == [0.0123456, 0.00456]
+    assert [label.get_text() for label in right.get_xticklabels()] == ["direct", "spillover"]
+    assert left.get_title()
+    assert left.get_ylabel()
+    assert left.get_ylim()[0] == 0
+
+
+def test_the_metrics_can_be_drawn_before_and_after():
+    axes = Figure().subplots()
+    both = replace(FULL, metrics_after={"auroc": 0.75, "recall@20": 0.24, "ndcg@20": 0.35})
+    both.draw_metrics(axes)
+    assert [bar.get_height() for bar in axes.patches] == [0.71, 0.25, 0.33, 0.75, 0.24, 0.35]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["AUROC", "Recall@20", "NDCG@20"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["before", "after"]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_figure_can_be_saved_whatever_is_missing(report, tmp_path):
+    report.figure().savefig(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_no_id_of_the_request_is_in_any_of_it(trained, tmp_path, dry_run):
+    trainer, _, data = trained()
+    request = UnlearningRequest(
+        users=data.user_ids[[3, 9]].tolist(),
+        items=data.item_ids[[8]].tolist(),
+        interactions=[
+            (data.user_ids[u], data.item_ids[i]) for u, i in zip(data.test.user, data.test.item, strict=True)
+        ],
+    )
+    ids = [*request.users, *request.items, *(part for pair in request.interactions for part in pair)]
+    assert len(ids) > 50
+    report = trainer.unlearn(data, request=request, dry_run=dry_run)
+    report.figure().savefig(tmp_path / "report.svg")
+    shown = "".join(
+        [
+            report.to_json(),
+            repr(report),
+            rendered(report),
+            repr(report.scalars()),
+            (tmp_path / "report.svg").read_text(),
+        ]
+    )
+    assert report.digest in shown
+    assert not [name for name in ids if name in shown]
+    assert set(strict(report.to_json())) >= CONTRACT
+
+
+def test_the_digest_depends_on_a_key_that_is_not_in_the_report(trained, monkeypatch):
+    trainer, _, data = trained()
+    request = UnlearningRequest(users=["person-003"])
+    digests = []
+    for key in ("one", "two", "one"):
+        monkeypatch.setenv("LIGHTNING_IFRU_KEY", key)
+        digests.append(trainer.unlearn(data, request=request, dry_run=True).digest)
+    assert digests[0] == digests[2] != digests[1]
+    assert digests[0] == request.digest(b"one")

@@ -69,7 +69,7 @@ def _double():
     torch.set_default_dtype(torch.float32)
 
 
-def build(model, loss, layers, chunk_size=11):
+def build(model, loss, layers, chunk_size=25):
     torch.manual_seed(layers)
     module = MODULES[model](loss, layers)
     for p in module.parameters():
@@ -135,7 +135,7 @@ def dense_matrix(kind, model, layers, loss, parameters):
 @pytest.mark.parametrize("loss", ["bce", "bpr", "mse"])
 @pytest.mark.parametrize("model", MODULES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_equal_the_dense_matrix(kind, model, loss, layers):
+def test_products_equal_the_dense_matrix_and_gauss_newton_alone_is_positive(kind, model, loss, layers):
     objective, parameters = build(model, loss, layers)
     wanted = dense_matrix(kind, model, layers, loss, parameters)
     assert (wanted - torch.diag(wanted.diag())).norm() > 1e-3
@@ -146,19 +146,11 @@ def test_products_equal_the_dense_matrix(kind, model, loss, layers):
     got = as_matrix(operator, len(wanted))
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(got, got.T, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("model", MODULES)
-@pytest.mark.parametrize("loss", ["bce", "bpr", "mse"])
-def test_gauss_newton_is_positive_where_the_hessian_is_indefinite(loss, model):
-    objective, parameters = build(model, loss, 2)
-    size = len(ravel(parameters))
-    lowest = {
-        kind: torch.linalg.eigvalsh(as_matrix(KINDS[kind](objective, parameters, GRAPH, [examples(loss)]), size))[0]
-        for kind in KINDS
-    }
-    assert lowest["hessian"] < -1e-3
-    assert lowest["gauss-newton"] >= DECAY * (1 - 1e-9)
+    lowest = torch.linalg.eigvalsh(got)[0]
+    if kind == "hessian":
+        assert lowest < -1e-3, "the case should be indefinite"
+    else:
+        assert lowest >= DECAY * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,6 +36,13 @@ class Generic(IFRUMixin, lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), weight_decay=DECAY)
 
 
+class Bent(Generic):
+    """An encoder that is not linear in its parameters, which only the Hessian notices."""
+
+    def encode(self, edge_index):
+        return torch.tanh(self.net.get_embedding(edge_index))
+
+
 class Dense(Generic):
     """The same with a small network as decoder."""
 
@@ -51,7 +58,7 @@ def fast(loss, layers):
     return LightGCN(USERS, ITEMS, DIM, layers, loss, weight_decay=DECAY)
 
 
-MODULES = {"generic": Generic, "fast": fast, "dense decoder": Dense}
+MODULES = {"generic": Generic, "fast": fast, "bent encoder": Bent, "dense decoder": Dense}
 KINDS = {"gauss-newton": GaussNewton, "hessian": Hessian}
 
 
@@ -99,6 +106,7 @@ def dense_scores(model, layers, loss, parameters):
     def scores(vector):
         p = unravel(vector, parameters)
         h = oracles.represent(p["net.embedding.weight"], adjacency, layers)
+        h = torch.tanh(h) if model == "bent encoder" else h
         source, destination = h[user], h[USERS + item]
         if model != "dense decoder":
             return (source * destination).sum(-1)

@@ -75,6 +75,22 @@ def test_equation_1_is_the_difference_of_two_full_gradients(loss, layers):
 
 
 @pytest.mark.parametrize(("loss", "layers"), MODELS)
+def test_the_side_after_is_taken_at_the_parameters_with_the_reset_rows(loss, layers):
+    world = small(loss)
+    problem, w, decay = world.problem(forgotten_pairs(world)), at_random(world), 0.01
+    start = w.clone()
+    start[3] += 1.0
+    objective, method = oracles.objective(layers, loss, USERS, ITEMS, decay), IFRU(negatives=2)
+    influence = method.influence(objective, {"w": w}, problem, {"w": start})
+    sides = method.sides(objective, problem)
+    before, _ = full_gradients(world, problem, w, loss, layers, decay, sides)
+    _, after = full_gradients(world, problem, start, loss, layers, decay, sides)
+    assert not torch.allclose(influence.total, method.influence(objective, {"w": w}, problem).total, atol=1e-3)
+    torch.testing.assert_close(influence.total, before - after, rtol=0, atol=1e-15)
+    torch.testing.assert_close(influence.leftover, before, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("loss", "layers"), MODELS)
 def test_direct_and_spillover_add_up_to_the_whole(loss, layers):
     world = small(loss)
     problem, w = world.problem(forgotten_pairs(world)), at_random(world)

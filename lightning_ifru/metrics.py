@@ -13,15 +13,22 @@ from lightning_ifru.interactions import Interactions
 
 Decoder = Callable[[Tensor, Tensor], Tensor]
 
-#: Pairs scored at a time.
+#: Pairs scored at a time, so that their rows stay in a processor's cache.
 _PAIRS = 1 << 14
+#: Users ranked at a time.
+_USERS = 256
+
+
+def dot_product(source: Tensor, destination: Tensor) -> Tensor:
+    """Return the dot products ``[B]`` of rows ``[B, d]``."""
+    return (source * destination).sum(-1)
 
 
 def pair_scores(decode: Decoder, h: Tensor, user: Tensor, node: Tensor) -> Tensor:
     """Score pairs of nodes ``[n]`` from their representations ``h [num_nodes, d]``, in bounded memory.
 
     Example:
-        >>> pair_scores(lambda s, t: (s * t).sum(-1), torch.tensor([[1.0], [3.0]]), *torch.tensor([[0], [1]]))
+        >>> pair_scores(dot_product, torch.tensor([[1.0], [3.0]]), *torch.tensor([[0], [1]]))
         tensor([3.])
     """
     pieces = zip(user.split(_PAIRS), node.split(_PAIRS), strict=True)
@@ -41,8 +48,23 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
     return float(binary_auroc(scores, positive.long()))
 
 
+def block_scores(decode: Decoder | None, h: Tensor, source: Tensor, destination: Tensor) -> Tensor:
+    """Score every node of ``source [n]`` with every node of ``destination [M]``: ``[n, M]``.
+
+    Without a decoder the scores are dot products, and one matrix product.
+
+    Example:
+        >>> block_scores(None, torch.tensor([[1.0], [3.0]]), torch.tensor([0]), torch.tensor([0, 1]))
+        tensor([[1., 3.]])
+    """
+    if decode is None:
+        return h[source] @ h[destination].T
+    n, m = len(source), len(destination)
+    return pair_scores(decode, h, source.repeat_interleave(m), destination.repeat(n)).view(n, m)
+
+
 def ranking(
-    decode: Decoder,
+    decode: Decoder | None,
     h: Tensor,
     num_users: int,
     held_out: Interactions,
@@ -55,7 +77,7 @@ def ranking(
     Items of ``seen`` are left out of a user's list.
 
     Args:
-        decode: ``(source [B, d], destination [B, d]) -> scores [B]``.
+        decode: ``(source [B, d], destination [B, d]) -> scores [B]``; ``None`` for dot products.
         h: representations ``[num_nodes, d]``, users first.
         num_users: the offset of items among nodes.
         held_out: the positives to be found.
@@ -63,31 +85,33 @@ def ranking(
         candidates: the items ``[M]`` to be ranked.
         k: the length of the lists.
     """
-    users = held_out.user.unique()
-    if not len(users):
+    if not len(held_out):
         return {f"recall@{k}": None, f"ndcg@{k}": None}
     recall, ndcg = LinkPredRecall(k), LinkPredNDCG(k)
-    num_items = h.shape[0] - num_users
-    column = torch.full((num_items,), -1, dtype=torch.long, device=h.device)
+    column = torch.full((h.shape[0] - num_users,), -1, dtype=torch.long, device=h.device)
     column[candidates] = torch.arange(len(candidates), device=h.device)
-    for block in users.split(max(1, _PAIRS // len(candidates))):
-        row = torch.full((num_users,), -1, dtype=torch.long, device=h.device)
-        row[block] = torch.arange(len(block), device=h.device)
-        scores = pair_scores(
-            decode, h, block.repeat_interleave(len(candidates)), candidates.repeat(len(block)) + num_users
-        ).view(len(block), -1)
-        known = (row[seen.user] >= 0) & (column[seen.item] >= 0)
-        scores[row[seen.user[known]], column[seen.item[known]]] = -torch.inf
+    # Sorted by user, a block's interactions are one slice instead of a search through all.
+    held_out, seen = held_out[held_out.user.argsort()], seen[seen.user.argsort()]
+    for block in held_out.user.unique().split(_USERS):
+        scores = block_scores(decode, h, block, candidates + num_users)
+        known, wanted = (_of_users(some, block) for some in (seen, held_out))
+        known = known[(column[known.item] >= 0) & torch.isin(known.user, block)]
+        scores[torch.searchsorted(block, known.user), column[known.item]] = -torch.inf
         top = candidates[scores.topk(min(k, len(candidates))).indices]
-        wanted = row[held_out.user] >= 0
-        truth = torch.stack([row[held_out.user[wanted]], held_out.item[wanted]])
+        truth = torch.stack([torch.searchsorted(block, wanted.user), wanted.item])
         for metric in (recall, ndcg):
             metric.update(top, truth)
     return {f"recall@{k}": float(recall.compute()), f"ndcg@{k}": float(ndcg.compute())}
 
 
+def _of_users(interactions: Interactions, users: Tensor) -> Interactions:
+    """The slice of interactions sorted by user that lies between the first and the last of sorted ``users``."""
+    start, stop = torch.searchsorted(interactions.user, torch.stack([users[0], users[-1] + 1])).tolist()
+    return interactions[torch.arange(start, stop, device=users.device)]
+
+
 def evaluate(
-    decode: Decoder,
+    decode: Decoder | None,
     h: Tensor,
     num_users: int,
     test: Interactions,
@@ -107,7 +131,7 @@ def evaluate(
         drawn = candidates[torch.randint(len(candidates), (len(test),), generator=generator).to(candidates.device)]
         user, item = user.repeat(2), torch.cat([item, drawn])
         positive = torch.cat([positive, torch.zeros_like(positive)])
-    scores = pair_scores(decode, h, user, item + num_users)
+    scores = pair_scores(decode or dot_product, h, user, item + num_users)
     return {
         "auroc": auroc(scores, positive),
         **ranking(decode, h, num_users, test[test.label > 0], seen, candidates),

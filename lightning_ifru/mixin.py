@@ -200,13 +200,18 @@ class IFRUMixin(_Base):
         return chunk.risk(resolve_loss(self.loss), scores)
 
     @property
+    def scores_dot_products(self) -> bool:
+        """Whether :meth:`decode` is the default."""
+        return type(self).decode is IFRUMixin.decode
+
+    @property
     def regularizes(self) -> bool:
         """Whether :meth:`regularization` is the module's own, and thus part of the training loss."""
         return type(self).regularization is not IFRUMixin.regularization
 
     def _decoder_parameters(self, call: _Method, parameters: Parameters, edge_index: Tensor) -> tuple[str, ...]:
         """Find the parameters that the scores depend on beside the representations, by asking autograd."""
-        if type(self).decode is IFRUMixin.decode:
+        if self.scores_dot_products:
             return ()
         with torch.no_grad():
             h = self.encode(edge_index)

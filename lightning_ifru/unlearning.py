@@ -173,9 +173,13 @@ class Unlearning:
         self, parameters: Parameters, edge_index: Tensor, test: Interactions, seen: Interactions
     ) -> dict[str, float | None]:
         decoder = self.objective.decoder_part(parameters)
+
+        def decode(src: Tensor, dst: Tensor) -> Tensor:
+            return self.objective.decode(decoder, src, dst)
+
         with torch.no_grad():
             return evaluate(
-                lambda src, dst: self.objective.decode(decoder, src, dst),
+                None if self.module.scores_dot_products else decode,
                 self.objective.encode(parameters, edge_index),
                 self.objective.num_users,
                 test,

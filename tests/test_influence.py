@@ -501,6 +501,18 @@ def test_the_table_of_hyperparameters_is_complete():
     assert {field.name for field in fields(IFRU)} == set(HYPERPARAMETERS) == {name for name, *_ in INVALID}
 
 
+def test_the_influence_alone_goes_through_in_chunks_of_the_methods_size():
+    world, sizes = small("bce"), []
+
+    def decode(p, s, t):
+        sizes.append(len(s))
+        return (s * t).sum(-1)
+
+    objective = replace(oracles.objective(1, "bce", USERS, ITEMS, 0.05), decode=decode)
+    IFRU(chunk_size=9).influence(objective, {"w": at_random(world)}, world.problem(world.some(4)))
+    assert max(sizes) == 9 < len(world.data) - 4
+
+
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_every_hyperparameter_changes_what_it_says(name):
     one, other, look, differ = HYPERPARAMETERS[name]

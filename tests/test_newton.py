@@ -10,13 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_ifru import newton
-from lightning_ifru.curvature import Hessian
+from lightning_ifru.curvature import GaussNewton, Hessian
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.influence import IFRU
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.newton import DAMPINGS, _walk
 from lightning_ifru.objective import Loss, Objective
 from lightning_ifru.problem import Problem
+from lightning_ifru.pruning import important_nodes
 from lightning_ifru.solvers import Status
 
 # ---------------------------------------------------------------- the walk along the ladder
@@ -202,6 +203,10 @@ def test_the_search_stops_by_itself_when_steps_are_no_longer_worthwhile():
     slow = Plateau([0.0, 0.5], [False, True]).update(0.25, damping=100.0, max_steps=50)
     assert len(slow.steps) == 1
     assert 0.95 < slow.residual_after / slow.residual_before < 1
+    # A fifth is: steps go on while that much is gained.
+    steady = Plateau([0.0, 0.5], [False, True]).update(0.25, damping=4.0, max_steps=50)
+    assert 25 < len(steady.steps) < 40
+    assert steady.steps[1].residual > 0.7 * steady.steps[0].residual
     # With a proper one it goes on until nothing but a thousandth is left.
     quick = Plateau([0.0, 0.5], [False, True]).update(0.25, damping=0.5, max_steps=50)
     assert 3 < len(quick.steps) < 50
@@ -230,6 +235,39 @@ def test_every_accepted_step_lowers_the_residual_and_says_how():
         assert step.damping in DAMPINGS
         assert step.status in (Status.CONVERGED, Status.MAX_ITERATIONS)
         assert 1 <= step.cg_iterations <= 20
+
+
+def test_pruning_and_erasing_solve_the_system_restricted_to_the_rows_kept(monkeypatch):
+    world = oracles.planted(12, 10, seed=1)
+    forget = world.some(3)
+    forget |= world.data.user == 4
+    problem, objective = world.problem(forget), oracles.objective(1, "bce", 12, 10, 1e-2)
+    assert problem.erased[4]
+    w = oracles.rows(22, 2, seed=5)
+    solutions = []
+    original = newton.NewtonSearch._try
+    monkeypatch.setattr(newton.NewtonSearch, "_try", lambda self, p, s: (solutions.append(s), original(self, p, s))[1])
+    method = IFRU(
+        curvature="gauss-newton",
+        damping=0.0,
+        keep_ratio=0.4,
+        hops=1,
+        cg_tolerance=1e-12,
+        cg_iterations=200,
+        max_steps=1,
+    )
+    method.update(objective, {"w": w}, problem)
+    nodes = important_nodes(objective, problem, 0.4, 1) & ~problem.erased
+    kept = nodes.repeat_interleave(2)
+    assert 4 < int(kept.sum()) < 40
+    matrix = GaussNewton(objective, {"w": w}, problem.after, [method.sides(objective, problem).retained_after])
+    dense = torch.stack([matrix(e) for e in torch.eye(44, dtype=torch.float64)])
+    assert dense[kept][:, ~kept].norm() > 1e-3, "the rows kept should be coupled to the others"
+    b = method.influence(objective, {"w": w}, problem).total
+    (solution,) = solutions
+    assert not solution.value[~kept].any()
+    wanted = torch.linalg.solve(dense[kept][:, kept], b[kept])
+    torch.testing.assert_close(solution.value[kept], wanted, rtol=0, atol=1e-8 * float(wanted.norm()))
 
 
 # ---------------------------------------------------------------- which curvature

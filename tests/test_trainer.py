@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import lightning
@@ -190,6 +192,17 @@ def test_forgotten_pairs_are_in_neither_graph_nor_loaders(trained, loss, layers)
         if loss == "bpr":
             negatives = torch.cat([b["negative"].flatten() for b in loader])
             assert 7 not in negatives  # the erased item
+
+
+@pytest.mark.parametrize("layers", [1, None], ids=["lightgcn", "mf"])
+def test_nothing_keeps_the_old_graph_alive(trained, layers):
+    trainer, model, data = trained("bce", layers)
+    assert model.edge_index is data.graph()
+    old = weakref.ref(data.graph())
+    trainer.unlearn(data, request=request_for(data))
+    gc.collect()
+    assert old() is None
+    assert model.edge_index is data.graph()
 
 
 def containers(value):
@@ -536,6 +549,7 @@ def test_best_and_last_stand_for_the_unlearned_checkpoint(trained, best):
     report = trainer.unlearn(data, request=request_for(data))
     assert callback.best_model_path == callback.last_model_path == report.checkpoint
     assert set(report.older_checkpoints) == older
+    assert callback.best_model_score is None  # none was measured since
     state = torch.load(report.checkpoint, weights_only=True)
     assert same(state["state_dict"], weights(model))
     inside = next(s for key, s in state["callbacks"].items() if key.startswith("ModelCheckpoint"))

@@ -299,6 +299,11 @@ def test_auto_tries_both_near_a_minimum_and_takes_the_one_with_the_smaller_resid
     better = min(first, key=first.get)
     assert better == "hessian", "near a minimum only the Hessian gets close"
     assert {step.curvature for step in update.steps} == {better}
+    assert len(update.steps) > 1
+    said = []
+    IFRU().update(objective, {"w": case.trained}, problem, progress=said.append)
+    turns = [text.split()[0] for text in said if " damping " in text]
+    assert turns == sorted(turns), "the worse one is tried once, before the first step"
     assert update.steps[0].residual == first[better] < 0.5 * first["gauss-newton"]
 
 
@@ -340,3 +345,15 @@ def test_the_damping_is_in_units_of_a_rows_share_of_interactions_times_the_mean_
     wanted = w.flatten() + b / (curvature + tau * 2 * share)
     torch.testing.assert_close(update.parameters["w"].flatten(), wanted, rtol=1e-7, atol=0)
     assert update.steps[0].damping == tau
+
+
+def test_the_seed_draws_the_probes():
+    case, objective, problem = trained()
+    one, other, again = (
+        IFRU(seed=seed, probes=1, damping=1.0, max_steps=1)
+        .update(objective, {"w": case.trained}, problem)
+        .parameters["w"]
+        for seed in (0, 1, 0)
+    )
+    assert torch.equal(one, again)
+    assert (one - other).abs().max() > 1e-6

@@ -62,11 +62,16 @@ class IFRUCallback(lightning.Callback):
         if self.request is None:
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
+        staged, device = data.pending, module.device  # Lightning has taken the model off the accelerator by now
         data.forget(as_request(self.request))
-        device = module.device  # Lightning has taken the model off the accelerator by now
         module.to(trainer.strategy.root_device)
-        self.unlearn(trainer, module, data)
-        module.to(device)
+        try:
+            self.unlearn(trainer, module, data)
+        except BaseException:
+            unstage(data, staged)
+            raise
+        finally:
+            module.to(device)
         self.request = None
 
     def unlearn(
@@ -146,6 +151,14 @@ def check_pair(module: Any, data: Any) -> tuple[IFRUMixin, InteractionDataModule
             "trained on."
         )
     return module, data
+
+
+def unstage(data: InteractionDataModule, staged: UnlearningRequest | None) -> None:
+    """Stage again what was staged before a failure, unless it has been forgotten and only the writing failed."""
+    if data.pending is not None:
+        data.discard()
+        if staged is not None:
+            data.forget(staged)
 
 
 def as_request(request: UnlearningRequest | str | Path) -> UnlearningRequest:

@@ -27,8 +27,3 @@ def unravel(vector: Tensor, like: Parameters) -> Parameters:
     """
     pieces = vector.split([tensor.numel() for tensor in like.values()])
     return {name: piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, like.items(), strict=True)}
-
-
-def axpy(alpha: float, x: Parameters, y: Parameters) -> Parameters:
-    """Return ``alpha x + y``, tensor by tensor."""
-    return {name: torch.add(y[name], x[name], alpha=alpha) for name in y}

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ifru.callback import IFRUCallback, as_request, check_pair
+from lightning_ifru.callback import IFRUCallback, as_request, check_pair, unstage
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.report import UnlearningReport
@@ -178,11 +178,8 @@ def _nothing_lost(
             data.adopt(table)
             for callback, attributes in callbacks:
                 vars(callback).update(attributes)
-        # Without a pending request it has been forgotten, and only writing about it failed.
-        if undo and (loads or data.pending is not None):
-            data.discard()
-            if staged is not None:
-                data.forget(staged)
+        if undo:
+            unstage(data, staged)
 
 
 lightning.Trainer.unlearn = unlearn  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_ifru.parameters import axpy, ravel, unravel
+from lightning_ifru.parameters import ravel, unravel
 
 shapes = st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=4)
 
@@ -33,9 +33,3 @@ def test_unravel_gives_views_so_that_nothing_is_copied():
 def test_unravel_refuses_a_vector_of_another_length(size):
     with pytest.raises(RuntimeError, match="split"):
         unravel(torch.zeros(size), {"a": torch.zeros(2, 3), "b": torch.zeros(2)})
-
-
-def test_axpy_is_alpha_x_plus_y_and_changes_neither():
-    x, y = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([10.0, 20.0])}
-    assert axpy(3.0, x, y)["a"].tolist() == [13.0, 26.0]
-    assert (x["a"].tolist(), y["a"].tolist()) == ([1.0, 2.0], [10.0, 20.0])

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_ifru
-from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, RequestError, UnlearningRequest
+from lightning_ifru import (
+    IFRU,
+    IFRUCallback,
+    InteractionDataModule,
+    ObjectiveError,
+    RequestError,
+    UnlearningRequest,
+)
 from lightning_ifru.models import LightGCN
 
 SPLITS = ("train", "val", "test")
@@ -652,6 +659,32 @@ def test_a_callbacks_request_is_applied_when_fitting_ends_and_only_once(make_dat
 # --- loggers
 
 
+def test_a_request_that_fails_at_fit_end_leaves_nothing_staged_and_can_be_made_by_hand(make_data, trained, monkeypatch):
+    data = make_data()
+    request = request_for(data)
+    callback = IFRUCallback(IFRU(max_steps=2), request=request)
+    with monkeypatch.context() as patch:
+        patch.setattr(IFRU, "update", lambda *_, **__: (_ for _ in ()).throw(ObjectiveError("on purpose")))
+        with pytest.raises(ObjectiveError, match="on purpose"):
+            trained(data=data, callbacks=[callback])
+    assert data.pending is None
+    assert callback.request is request
+    trained(data=data, callbacks=[callback])
+    assert callback.request is None
+    assert len(callback.ledger) == 1
+
+
+def test_a_solve_that_finds_no_step_says_so(trained):
+    trainer, model, data = trained(method=IFRU(curvature="hessian", damping=0.0))
+    before = weights(model)
+    pair = data.user_ids[data.train.user[0]], data.item_ids[data.train.item[0]]
+    data.forget(UnlearningRequest(interactions=[pair]))
+    with pytest.warns(UserWarning, match="No step lowered the residual"):
+        report = trainer.unlearn(data)
+    assert report.steps == 0
+    assert same(weights(model), before)
+
+
 def test_the_reports_numbers_reach_the_logger(trained, tmp_path):
     logger = CSVLogger(tmp_path, name="log")
     trainer, _, data = trained(logger=logger)
@@ -691,7 +724,14 @@ def test_the_metrics_of_the_report_are_taken_on_the_surviving_test_pairs(trained
 SCRIPT = """
 import sys
 import lightning, torch
-from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, RequestError, UnlearningRequest
+from lightning_ifru import (
+    IFRU,
+    IFRUCallback,
+    InteractionDataModule,
+    ObjectiveError,
+    RequestError,
+    UnlearningRequest,
+)
 from lightning_ifru.models import LightGCN
 
 ratings, checkpoint, folder, user, other = sys.argv[1:]

@@ -203,20 +203,19 @@ def test_a_consistent_singular_system_is_solved():
 
 def test_products_that_run_out_are_reported_for_the_shifts_not_yet_converged():
     a, b = spectrum(np.geomspace(1e-3, 1, 40))
-    products, ticks = [], []
+    products = []
     slow, quick = conjugate_gradient(
         lambda v: (products.append(1), a @ v)[1],
         b,
         shifts=[0.0, 100.0],
         tolerance=1e-6,
         max_iterations=6,
-        on_iteration=lambda: ticks.append(1),
     )
     assert (slow.status, slow.iterations) == (Status.MAX_ITERATIONS, 6)
     assert slow.residual > 1e-6
     assert quick.status is Status.CONVERGED
     assert quick.iterations < 6
-    assert len(products) == len(ticks) == 6, "one product an iteration, whatever the number of shifts"
+    assert len(products) == 6, "one product an iteration, whatever the number of shifts"
 
 
 def test_products_end_when_every_shift_has_ended():

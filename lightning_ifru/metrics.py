@@ -87,7 +87,7 @@ def ranking(
     """
     if not len(held_out):
         return {f"recall@{k}": None, f"ndcg@{k}": None}
-    recall, ndcg = LinkPredRecall(k), LinkPredNDCG(k)
+    recall, ndcg = LinkPredRecall(k).to(h.device), LinkPredNDCG(k).to(h.device)
     column = torch.full((h.shape[0] - num_users,), -1, dtype=torch.long, device=h.device)
     column[candidates] = torch.arange(len(candidates), device=h.device)
     # Sorted by user, a block's interactions are one slice instead of a search through all.

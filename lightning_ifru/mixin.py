@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +34,8 @@ class IFRUMixin(_Base):
     :meth:`regularization`.
 
     Attributes:
-        loss: ``"bpr"``, ``"bce"``, ``"mse"``, or a callable ``(scores [B], targets [B]) -> [B]``.
+        loss: ``"bpr"``, ``"bce"``, ``"mse"``, or a callable ``(scores [B], targets [B]) -> [B]``, which may be a
+            plain function in the body of the class; :meth:`resolved_loss` reads it.
         node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
             ``None``: inferred from the embedding tables, where their sizes leave no doubt.
         message_passing_hops: how many edges away a node's representation reaches; ``None``: not known.
@@ -66,6 +69,17 @@ class IFRUMixin(_Base):
             ObjectiveError: the optimiser's decay is decoupled from the gradient (AdamW) and thus no term of a risk.
         """
         return _l2(dict(self.named_parameters()), self._weight_decay())
+
+    def resolved_loss(self) -> Loss:
+        """Return :attr:`loss` as a :class:`Loss`; a function in the body of the class is no method of it.
+
+        A method ``loss(self, scores, targets)`` is taken as one, and so is a module assigned to ``self.loss``.
+        """
+        declared: Any = inspect.getattr_static(self, "loss")
+        if isinstance(declared, FunctionType) and _takes_two(declared):
+            return resolve_loss(declared)
+        # A class attribute hides a submodule of the same name from attribute access.
+        return resolve_loss(self._modules.get("loss") or self.loss)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective on a batch: the mean loss, and an overridden :meth:`regularization`."""
@@ -140,7 +154,7 @@ class IFRUMixin(_Base):
             Objective(
                 encode=encode,
                 decode=decode,
-                loss=resolve_loss(self.loss),
+                loss=self.resolved_loss(),
                 regularization=regularization,
                 num_users=num_users,
                 num_items=num_items,
@@ -197,7 +211,7 @@ class IFRUMixin(_Base):
         )
         h = self.encode(self.edge_index)
         scores = self.decode(h.index_select(0, chunk.source), h.index_select(0, chunk.destination))
-        return chunk.risk(resolve_loss(self.loss), scores)
+        return chunk.risk(self.resolved_loss(), scores)
 
     @property
     def scores_dot_products(self) -> bool:
@@ -280,6 +294,14 @@ class _Method(nn.Module):
     def on(self, parameters: Parameters, method: str, *inputs: Tensor) -> Tensor:
         """Return ``module.method(*inputs)`` at ``parameters``."""
         return functional_call(self, {f"module.{name}": p for name, p in parameters.items()}, (method, *inputs))
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _l2(parameters: Parameters, decays: Mapping[str, float]) -> Tensor:

@@ -40,20 +40,34 @@ class Loss:
     pairwise: bool = False
 
     def __call__(self, scores: Tensor, target: Tensor | None) -> Tensor:
-        """Return the loss ``[B]`` of ``scores [B, C]``; column 0 is the example, the others are its negatives."""
+        """Return the loss ``[B]`` of ``scores [B, C]``; column 0 is the example, the others are its negatives.
+
+        Raises:
+            ObjectiveError: labels or negatives are lacking, or the function does not return one loss per example.
+        """
         if self.pairwise:
             if scores.shape[1] == 1:
                 raise ObjectiveError(
                     f"the loss '{self.name}' needs negatives and got labelled interactions; leave out the rating "
                     "column of the data, or choose loss='bce'."
                 )
-            return self.function(scores[:, :1], scores[:, 1:]).mean(dim=1)
+            return self._losses((scores[:, :1], scores[:, 1:]), scores[:, 1:].shape).mean(dim=1)
         if target is None:
             raise ObjectiveError(
                 f"the loss '{self.name}' needs labels and got implicit interactions; name the rating column of the "
                 "data, or choose loss='bpr'."
             )
-        return self.function(scores[:, 0], target.to(scores.dtype))
+        return self._losses((scores[:, 0], target.to(scores.dtype)), scores[:, 0].shape)
+
+    def _losses(self, inputs: tuple[Tensor, Tensor], wanted: torch.Size) -> Tensor:
+        losses = self.function(*inputs)
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        if got != tuple(wanted):
+            raise ObjectiveError(
+                f"the loss '{self.name}' returned {got}; wanted one loss per example, shape {tuple(wanted)}: return "
+                "them without mean or sum (reduction='none')."
+            )
+        return losses
 
 
 def resolve_loss(loss: str | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:

@@ -588,3 +588,73 @@ def test_an_own_loss_trains_and_unlearns(trained):
     report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[3]]))
     assert report.steps >= 1
     assert resolve_loss(Margin.loss).name == "squared_hinge"
+
+
+class PlainFunction(Own):
+    loss = squared_hinge
+
+
+class Lambda(Own):
+    loss = lambda scores, target: (1 - (2 * target - 1) * scores).clamp(min=0).square()  # noqa: E731
+
+
+class Static(Own):
+    loss = staticmethod(squared_hinge)
+
+
+class Method(Own):
+    margin = 1.0
+
+    def loss(self, scores, target):
+        return (self.margin - (2 * target - 1) * scores).clamp(min=0).square()
+
+
+class OnInstance(Own):
+    def build(self):
+        self.loss = squared_hinge
+
+
+class OwnMethodOnInstance(Method):
+    def build(self):
+        self.loss = self.other
+
+    def other(self, scores, target):
+        return super().loss(scores, target)
+
+
+class SquaredHinge(nn.Module):
+    def forward(self, scores, target):
+        return squared_hinge(scores, target)
+
+
+class Submodule(Own):
+    def build(self):
+        self.loss = SquaredHinge()
+
+
+@pytest.mark.parametrize(
+    "cls", [PlainFunction, Lambda, Static, Method, OnInstance, OwnMethodOnInstance, Submodule], ids=lambda c: c.__name__
+)
+def test_an_own_loss_is_read_wherever_it_is_written(make_data, make_trainer, cls):
+    data = make_data()
+    model = attached(cls().double(), data, make_trainer())
+    batch = everything(data, "bce")
+    h = model.table.weight
+    scores = (h[batch["user"]] * h[batch["item"] + USERS]).sum(-1)
+    wanted = float(squared_hinge(scores, batch["label"].double()).mean())
+    assert 0.1 < wanted < 10
+    assert float(model.training_step(batch, 0)) == pytest.approx(wanted, abs=1e-12)
+    objective, parameters = model.objective(data.graph(), USERS, ITEMS)
+    assert objective.value_and_gradient(parameters, data.graph(), [examples(batch)])[0] == pytest.approx(wanted)
+
+
+class Averaged(Own):
+    def build(self):
+        self.loss = nn.MSELoss()
+
+
+def test_a_loss_that_is_a_mean_already_is_refused_in_training(make_data, make_trainer):
+    with pytest.raises(
+        ObjectiveError, match=r"'MSELoss' returned \(\); wanted one loss per example, shape \(\d+,\): .*none"
+    ):
+        make_trainer().fit(Averaged(), datamodule=make_data())

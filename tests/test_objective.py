@@ -178,6 +178,22 @@ def test_a_pairwise_loss_refuses_examples_without_negatives():
         objective.gradient({"w": W}, GRAPH, [examples("bce")])
 
 
+@pytest.mark.parametrize(
+    ("loss", "columns", "got", "wanted"),
+    [
+        (F.mse_loss, 1, r"\(\)", r"\(4,\)"),
+        (lambda s, y: (s - y).square().unsqueeze(1), 1, r"\(4, 1\)", r"\(4,\)"),
+        (lambda s, y: 0.5, 1, "float", r"\(4,\)"),
+        (Loss("pairs", lambda p, n: F.softplus(n - p).mean(), pairwise=True), 3, r"\(\)", r"\(4, 2\)"),
+        (Loss("pairs", lambda p, n: F.softplus(n - p).mean(1), pairwise=True), 3, r"\(4,\)", r"\(4, 2\)"),
+    ],
+    ids=["mean", "a column", "a number", "mean of pairs", "mean over negatives"],
+)
+def test_a_loss_that_is_not_one_per_example_is_refused_by_its_shape(loss, columns, got, wanted):
+    with pytest.raises(ObjectiveError, match=rf"returned {got}; wanted one loss per example, shape {wanted}: .*'none'"):
+        resolve_loss(loss)(torch.zeros(4, columns), torch.zeros(4))
+
+
 def test_an_unknown_loss_is_refused_with_those_known():
     with pytest.raises(ObjectiveError, match=r"loss='warp'; wanted one of \['bce', 'bpr', 'mse'\] or a callable"):
         resolve_loss("warp")

@@ -212,24 +212,9 @@ class IFRU:
         seconds = {"influence": time.perf_counter() - clock}
         clock = time.perf_counter()
         nodes = important_nodes(objective, problem, self.keep_ratio, self.hops) & ~problem.erased
-        search = NewtonSearch(
-            objective,
-            problem,
-            sides,
-            influence.leftover,
-            free,
-            nodes,
-            self.curvature,
-            self.damping,
-            self.max_steps,
-            self.cg_iterations,
-            self.cg_tolerance,
-            self.probes,
-            self.seed,
-            report,
-        )
+        search = NewtonSearch(self, objective, problem, sides, start, influence.leftover, free, nodes, report)
         stationarity = norm(influence.leftover * free) / size if size else math.inf
-        theta, steps = search.run(start, -b, stationarity) if size else (start, ())
+        theta, steps = search.run(-b, stationarity) if size else (start, ())
         seconds["solve"] = time.perf_counter() - clock
         return Update(
             parameters=theta,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -27,12 +27,15 @@ from lightning_ifru.problem import Problem, Sides
 from lightning_ifru.pruning import expand_to_parameters
 from lightning_ifru.solvers import Solution, Status, conjugate_gradient
 
+if TYPE_CHECKING:
+    from lightning_ifru.influence import IFRU
+
 CurvatureName = Literal["gauss-newton", "hessian"]
 Progress = Callable[[str], None]
 
 CURVATURES: dict[CurvatureName, type[Curvature]] = {"gauss-newton": GaussNewton, "hessian": Hessian}
 #: Dampings tried, in units of the mean curvature of a row.
-DAMPINGS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+DAMPINGS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _FIRST_DAMPING = DAMPINGS.index(0.1)
 #: A smaller damping is taken if it leaves a residual within this factor of the least.
 _INDIFFERENT = 1.05
@@ -53,58 +56,59 @@ class Step:
     residual: float
 
 
-@dataclass
 class NewtonSearch:
     r"""The search for a zero of the residual.
 
     Args:
+        method: the hyper-parameters.
         objective, problem, sides: what is solved.
+        start: the parameters to step from.
         leftover: :math:`\nabla J(\hat\theta; D, G)`, ``[P]``.
         free: 1 where a parameter takes part in the residual, 0 in rows of erased nodes, ``[P]``.
         nodes: the nodes whose rows are unknowns, a bool mask ``[num_nodes]``.
-        curvature, damping, max_steps, cg_iterations, cg_tolerance, probes, seed: as of ``IFRU``.
         report: called with a short text at every product and trial.
     """
 
-    objective: Objective
-    problem: Problem
-    sides: Sides
-    leftover: Tensor
-    free: Tensor
-    nodes: Tensor
-    curvature: Literal["auto", "gauss-newton", "hessian"]
-    damping: float | None
-    max_steps: int
-    cg_iterations: int
-    cg_tolerance: float
-    probes: int
-    seed: int
-    report: Progress
-    products: int = field(default=0, init=False)
+    def __init__(
+        self,
+        method: IFRU,
+        objective: Objective,
+        problem: Problem,
+        sides: Sides,
+        start: Parameters,
+        leftover: Tensor,
+        free: Tensor,
+        nodes: Tensor,
+        report: Progress,
+    ) -> None:
+        self.method, self.objective, self.problem, self.sides = method, objective, problem, sides
+        self.start, self.leftover, self.free, self.report = start, leftover, free, report
+        self.kept = expand_to_parameters(nodes, objective, start)
+        self.dampings = DAMPINGS if method.damping is None else (method.damping,)
+        self.products = 0
 
-    def run(self, start: Parameters, residual: Tensor, stationarity: float) -> tuple[Parameters, tuple[Step, ...]]:
-        """Step from ``start``, where the residual is ``residual [P]``, until no step is worthwhile."""
-        self.dampings = DAMPINGS if self.damping is None else (self.damping,)
-        self.kept = expand_to_parameters(self.nodes, self.objective, start)
-        self.metric = self._metric(start)
+    def run(self, residual: Tensor, stationarity: float) -> tuple[Parameters, tuple[Step, ...]]:
+        """Step from the start, where the residual is ``residual [P]``, until no step is worthwhile."""
         kinds: tuple[CurvatureName, ...] = ("gauss-newton", "hessian")
-        if self.curvature != "auto":
-            kinds = (self.curvature,)
+        if self.method.curvature != "auto":
+            kinds = (self.method.curvature,)
         elif stationarity > 1.0:
             kinds = ("gauss-newton",)
-        at = _FIRST_DAMPING if self.damping is None else 0
-        theta, steps = start, list[Step]()
+        metric = self._metric()
+        at = _FIRST_DAMPING if self.method.damping is None else 0
+        theta, steps = self.start, list[Step]()
         size = norm(residual)
         complete = _COMPLETE * size
-        while len(steps) < self.max_steps and size > complete:
-            trials = [trial for kind in kinds if (trial := self._step(kind, theta, residual, at)) is not None]
+        while len(steps) < self.method.max_steps and size > complete:
+            found = (self._step(kind, theta, residual, metric, at) for kind in kinds)
+            trials = [trial for trial in found if trial is not None]
             if not trials:
                 break
-            step, moved, found, reached = min(trials, key=lambda trial: trial[0].residual)
+            step, moved, at, reached = min(trials, key=lambda trial: trial[0].residual)
             if step.residual >= size:
                 break
             worthwhile = step.residual <= _WORTHWHILE * size
-            theta, residual, size, at = moved, reached, step.residual, found
+            theta, residual, size = moved, reached, step.residual
             steps.append(step)
             kinds = (step.curvature,)
             if not worthwhile:
@@ -121,21 +125,25 @@ class NewtonSearch:
 
         return product
 
-    def _metric(self, theta: Parameters) -> Tensor:
+    def _metric(self) -> Tensor:
         r"""Return the diagonal :math:`\bar d\, n_v / n` of the damping, from Hutchinson's estimate, ``[P]``."""
+        theta = self.start
         counts = self.problem.node_counts(self.objective, self.problem.retained)
         share = counts.clamp(min=1) / len(self.problem.retained)
         scale = expand_to_parameters(share, self.objective, theta)
         product = self._curvature("gauss-newton", theta)
-        generator = torch.Generator().manual_seed(self.seed)
-        sums = dict.fromkeys(theta, 0.0)
-        for _ in range(self.probes):
-            signs = torch.randint(2, scale.shape, generator=generator).to(scale) * 2 - 1
-            probe = signs * self.kept * scale.rsqrt()
-            for name, tensor in unravel(probe * product(probe), theta).items():
-                sums[name] += float(tensor.sum())
-        sizes = {name: max(1.0, float(t.sum())) for name, t in unravel(self.kept, theta).items()}
-        means = {name: total / sizes[name] / self.probes for name, total in sums.items()}
+        generator = torch.Generator().manual_seed(self.method.seed)
+        means = dict[str, float]()
+        for name in theta:
+            # Probed one parameter at a time: what a small dense one has in common with a large table would drown it.
+            block = {n: torch.full_like(t, float(n == name)) for n, t in theta.items()}
+            kept = self.kept * ravel(block)
+            total = 0.0
+            for _ in range(self.method.probes):
+                signs = torch.randint(2, scale.shape, generator=generator).to(scale) * 2 - 1
+                probe = signs * kept * scale.rsqrt()
+                total += float(torch.dot(probe, product(probe)))
+            means[name] = total / self.method.probes / max(1.0, float(kept.sum()))
         largest = max(means.values())
         if not largest > 0.0:
             raise ObjectiveError(
@@ -147,16 +155,16 @@ class NewtonSearch:
         return scale * ravel(mean)
 
     def _step(
-        self, kind: CurvatureName, theta: Parameters, residual: Tensor, at: int
+        self, kind: CurvatureName, theta: Parameters, residual: Tensor, metric: Tensor, at: int
     ) -> tuple[Step, Parameters, int, Tensor] | None:
         """Solve for all dampings at once, then walk the ladder from ``at`` towards the smallest residual."""
         solutions = conjugate_gradient(
             self._curvature(kind, theta),
             -residual * self.kept,
             shifts=self.dampings,
-            preconditioner=self.metric,
-            tolerance=self.cg_tolerance,
-            max_iterations=self.cg_iterations,
+            preconditioner=metric,
+            tolerance=self.method.cg_tolerance,
+            max_iterations=self.method.cg_iterations,
         )
         tried: dict[int, tuple[float, Parameters, Tensor]] = {}
 
@@ -166,12 +174,12 @@ class NewtonSearch:
                 self.report(f"{kind} damping {self.dampings[index]:g}")
             return tried[index][0]
 
-        best = _walk(size, at, len(solutions))
+        best = _walk(size, at, len(solutions), norm(residual))
         if not math.isfinite(size(best)):
             return None
-        norm, moved, reached = tried[best]
+        reached_size, moved, reached = tried[best]
         solution = solutions[best]
-        step = Step(kind, self.dampings[best], solution.status, solution.iterations, norm)
+        step = Step(kind, self.dampings[best], solution.status, solution.iterations, reached_size)
         return step, moved, best, reached
 
     def _try(self, theta: Parameters, solution: Solution) -> tuple[float, Parameters, Tensor]:
@@ -189,19 +197,22 @@ class NewtonSearch:
         return norm(reached), moved, reached
 
 
-def _walk(size: Callable[[int], float], start: int, length: int) -> int:
-    """Walk from ``start`` downhill, preferring larger indices (smaller dampings) within indifference."""
+def _walk(size: Callable[[int], float], start: int, length: int, current: float) -> int:
+    """Walk from ``start`` to larger indices (smaller dampings) and, where that gains nothing, to smaller ones.
+
+    Of sizes within indifference the larger index is preferred; ``current`` is the size that is to be fallen below.
+    """
     best = least = start
     index = start + 1
     while index < length and math.isfinite(size(index)) and size(index) <= _INDIFFERENT * size(least):
         best = index
         least = min(least, index, key=size)
         index += 1
-    if best != start:
+    if best != start and size(best) < current:
         return best
     index = start - 1
-    while index >= 0 and (size(index) * _INDIFFERENT < size(best) or not math.isfinite(size(best))):
-        best = index
+    while index >= 0 and (size(index) * _INDIFFERENT < size(best) or not size(best) < current):
+        best = index if size(index) <= size(best) else best
         index -= 1
     return best
 

@@ -23,7 +23,7 @@ from lightning_ifru.solvers import Status
 # ---------------------------------------------------------------- the walk along the ladder
 
 
-def walk(sizes, start):
+def walk(sizes, start, current=math.inf):
     """The index walked to, and the indices looked at."""
     seen = []
 
@@ -32,7 +32,7 @@ def walk(sizes, start):
         seen.append(index)
         return sizes[index]
 
-    return _walk(size, start, len(sizes)), seen
+    return _walk(size, start, len(sizes), current), seen
 
 
 @st.composite
@@ -101,6 +101,20 @@ def test_the_walk_follows_its_rules(name):
         assert sizes[found] == INF
     else:
         assert found == wanted
+
+
+@given(case=valleys(1.001), current=st.floats(0.5, 3.0))
+def test_where_smaller_dampings_gain_nothing_larger_ones_are_tried_down_to_the_bottom_of_the_valley(case, current):
+    sizes, start = case
+    found = walk(sizes, start, current)[0]
+    if sizes[found] >= current:
+        assert min(sizes[: start + 1]) >= current
+
+
+def test_a_flat_stretch_does_not_hide_a_much_larger_damping_that_gains():
+    sizes = [0.066, 0.1, 0.123, 0.1317, 0.135, 0.136, 0.1363, 0.1364, 0.1365, 0.1365]
+    assert walk(sizes, 5, current=0.13)[0] == 0
+    assert walk(sizes, 5, current=0.14)[0] == 9
 
 
 # ---------------------------------------------------------------- steps

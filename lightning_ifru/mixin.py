@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch_geometric.nn import MessagePassing
 
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.objective import Chunk, Loss, NodeKind, Objective, resolve_loss
@@ -127,9 +128,10 @@ class IFRUMixin(_Base):
             chunk_size: pairs that go through decoder and loss at a time.
 
         Raises:
-            ObjectiveError: the module has no trainable parameters, leaves a doubt which hold node rows, or has an
-                optimiser whose decay is no term of a risk.
+            ObjectiveError: the module has no trainable parameters, leaves a doubt which hold node rows, has an
+                optimiser whose decay is no term of a risk, or a layer that keeps a graph.
         """
+        self._refuse_kept_graphs()
         parameters = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
         if not parameters:
             raise ObjectiveError(
@@ -222,6 +224,16 @@ class IFRUMixin(_Base):
     def regularizes(self) -> bool:
         """Whether :meth:`regularization` is the module's own, and thus part of the training loss."""
         return type(self).regularization is not IFRUMixin.regularization
+
+    def _refuse_kept_graphs(self) -> None:
+        """Refuse PyG layers that answer with the graph they have first seen, whatever graph they are given."""
+        for name, part in self.named_modules():
+            kept = (value is not None for key, value in vars(part).items() if key.startswith("_cached"))
+            if isinstance(part, MessagePassing) and (getattr(part, "cached", False) or any(kept)):
+                raise ObjectiveError(
+                    f"the layer '{name}' of {type(self).__name__} is a {type(part).__name__}(cached=True), which keeps "
+                    "the graph with what is to be forgotten; build the module with cached=False and load the weights."
+                )
 
     def _decoder_parameters(self, call: _Method, parameters: Parameters, edge_index: Tensor) -> tuple[str, ...]:
         """Find the parameters that the scores depend on beside the representations, by asking autograd."""

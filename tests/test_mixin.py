@@ -368,6 +368,38 @@ class Dropout(Own):
         return torch.nn.functional.dropout(self.table.weight, 0.5, training=True)
 
 
+def convolving(conv, **options):
+    class Convolving(Own):
+        def build(self):
+            self.node_parameters = {"table.weight": "node"}
+            self.net = nn.ModuleDict({"first": conv(4, 4, **options)})
+
+        def encode(self, edge_index):
+            return self.net["first"](self.table.weight, edge_index)
+
+    return Convolving
+
+
+@pytest.mark.parametrize("conv", [torch_geometric.nn.GCNConv, torch_geometric.nn.SGConv], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("late", [False, True], ids=["cached", "switched off after training"])
+def test_a_layer_that_keeps_the_old_graph_is_refused(conv, late, trained, snapshot):
+    trainer, model, data = trained(model=convolving(conv, cached=True)(), max_epochs=1)
+    model.net["first"].cached = not late
+    state = snapshot(model=model, data=data)
+    with pytest.raises(
+        ObjectiveError, match=rf"'net.first' of Convolving is a {conv.__name__}\(cached=True\).*cached=F"
+    ):
+        trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[3]]))
+    data.discard()
+    state.check()
+
+
+def test_a_layer_that_keeps_no_graph_has_a_spillover(trained):
+    trainer, _, data = trained(model=convolving(torch_geometric.nn.GCNConv, cached=False)(), max_epochs=2)
+    report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[3]]))
+    assert report.spillover_norm > 0.01 * report.direct_norm > 0
+
+
 REFUSED = [
     (WrongRows, r"encode returned shape \(69, 4\); wanted \[70, d\]"),
     (Flat, r"encode returned shape \(280,\); wanted \[70, d\]"),

@@ -77,7 +77,9 @@ class _Propagation(torch.autograd.Function):
 
     @staticmethod
     def forward(graph: _Graph, x: Tensor) -> Tensor:
-        return normalized_adjacency(graph.edge_index, x.shape[0], x.dtype) @ x
+        dtype = torch.promote_types(x.dtype, torch.float32)  # there is no sparse product in half precision
+        with torch.autocast(x.device.type, enabled=False):
+            return (normalized_adjacency(graph.edge_index, x.shape[0], dtype) @ x.to(dtype)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[_Graph, Tensor], output: Tensor) -> None:
@@ -95,7 +97,8 @@ class _Propagation(torch.autograd.Function):
 def propagate(edge_index: Tensor, x: Tensor) -> Tensor:
     r"""Return :math:`D^{-1/2} A D^{-1/2}\, x` for node rows ``x [N, d]``, differentiable to any order and mode.
 
-    Equal to PyG's ``LGConv`` on the same ``edge_index [2, 2E]``, which must hold both directions of every edge.
+    Equal to PyG's ``LGConv`` on the same ``edge_index [2, 2E]``, which must hold both directions of every edge. The
+    sums are in float32 at least, autocast or not, and the result is of the type of ``x``.
 
     Example:
         >>> propagate(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1.0], [2.0]]))

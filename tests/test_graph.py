@@ -104,6 +104,24 @@ def test_propagation_keeps_the_dtype_and_its_precision(dtype):
     assert propagate(edge_index, x.double()).dtype == torch.float64, "both dtypes of one graph live side by side"
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "under autocast"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_propagation_of_half_precision_sums_in_float32(dtype, autocast):
+    edge_index = random_graph(2)
+    x = random_rows(0).to(dtype).requires_grad_()
+    weight = random_rows(1).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = propagate(edge_index, x)
+        (found,) = torch.autograd.grad((out * weight).sum(), x)
+    assert out.dtype == found.dtype == dtype
+    adjacency = oracles.dense_adjacency(edge_index, NODES)
+    for got, rows in ((out, x), (found, weight)):
+        wanted = adjacency @ rows.detach().double()
+        assert wanted.norm() > 1
+        # One rounding of the result, and of nothing on the way to it.
+        torch.testing.assert_close(got.detach().double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_isolated_nodes_receive_and_send_nothing():
     edge_index = random_graph(0)
     alone = isolated(edge_index, NODES)

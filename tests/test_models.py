@@ -106,6 +106,28 @@ def test_training_equals_a_plain_loop_step_for_step(make_data, make_model, make_
     assert (tables[-1] - start).abs().mean() > 0.05
 
 
+@pytest.mark.parametrize("layers", BOTH)
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains_as_float32_does_up_to_its_rounding(
+    make_data, make_model, make_trainer, layers, loss, precision
+):
+    tables, losses = [], []
+    for one in ("32-true", precision):
+        data, model, recorder = make_data(loss), make_model(loss, layers, lr=0.01), Recorder()
+        with torch.no_grad():
+            next(model.parameters()).mul_(5)
+        torch.manual_seed(5)
+        trainer = make_trainer(callbacks=[recorder], enable_checkpointing=False, max_epochs=2, precision=one)
+        trainer.fit(model, datamodule=data)
+        tables.append(recorder.tables[-1].float())
+        losses.append(torch.tensor(recorder.losses))
+    assert float(losses[0].std()) > 0.005
+    # bfloat16 has eight bits: scores of about 1 are off by 1%, and Adam's steps of .01 by as much as they are long.
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.01)
+    assert float((tables[1] - tables[0]).abs().mean()) < 0.02
+
+
 def tensors_in(value):
     if isinstance(value, torch.Tensor):
         yield value

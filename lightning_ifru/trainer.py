@@ -13,7 +13,6 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ifru.callback import IFRUCallback, as_request, check_pair, unstage
 from lightning_ifru.datamodule import InteractionDataModule
@@ -61,7 +60,7 @@ def unlearn(
         nonlocal loaded
         loaded = True
         if trainer.ckpt_path:
-            _load_ledger(callback, trainer.ckpt_path)
+            _take_over(trainer, callback, data, trainer.ckpt_path)
         reports.append(callback.unlearn(trainer, module, data, dry_run))
         return []
 
@@ -130,13 +129,23 @@ def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) 
     return found
 
 
-def _load_ledger(callback: IFRUCallback, path: str | Path) -> None:
-    """Take over the ledger from the checkpoint; Lightning restores callbacks for fitting only."""
-    try:
-        states = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-    except (UnpicklingError, RuntimeError, OSError) as error:
-        rank_zero_warn(f"The ledger of {path} could not be read, a new one is begun: {error}")
-        return
+def _take_over(
+    trainer: lightning.Trainer, callback: IFRUCallback, data: InteractionDataModule, path: str | Path
+) -> None:
+    """Take over the checkpoint's ledger, which Lightning restores for fitting only, unless it remembers too much.
+
+    The data have been merged with those of the checkpoint by now: what either has forgotten is forgotten.
+    """
+    checkpoint = trainer.strategy.load_checkpoint(path)
+    state = checkpoint.get(type(data).__qualname__) or {}
+    known, forgotten = int(state.get("num_forgotten", 0)), int(data.state_dict()["num_forgotten"])
+    if forgotten > known:
+        raise UnlearningError(
+            f"the checkpoint {path} has forgotten {known} interactions and the data {forgotten}, so that its weights "
+            "would bring back what was forgotten since; give the checkpoint that the last unlearning wrote, or read "
+            "the data anew and request everything again."
+        )
+    states = checkpoint.get("callbacks", {})
     if callback.state_key in states:
         callback.load_state_dict(states[callback.state_key])
 

@@ -214,6 +214,11 @@ def a_checkpoint_of_other_data(world):
     _, _, world.ckpt_path = world.make["checkpoint"](data=data, forget=True)
 
 
+def a_checkpoint_older_than_the_data(world):
+    world.ckpt_path = world.trainer.checkpoint_callback.best_model_path
+    world.trainer.unlearn(world.data, request=UnlearningRequest(users=["person-009"]))
+
+
 def best_without_a_fit(world):
     world.trainer, world.ckpt_path = world.make["trainer"](), "best"
 
@@ -316,6 +321,11 @@ CASES = [
     (a_missing_checkpoint, L, ["nowhere.ckpt could not be loaded", "FileNotFoundError", "give the path"]),
     (a_checkpoint_that_is_none, L, ["noise.ckpt could not be loaded", "UnpicklingError", "give the path"]),
     (a_checkpoint_of_other_data, DataError, ["not those the checkpoint was trained on", "read the same source"]),
+    (
+        a_checkpoint_older_than_the_data,
+        L,
+        ["has forgotten 0 interactions and the data", "the last unlearning wrote", "read the data anew"],
+    ),
     (best_without_a_fit, L, ["checkpoint best could not be loaded", "give the path"]),
     (spawned_processes, M, ["spawn", "lost", "devices=1"]),
     (forked_processes, M, ["spawn", "lost", "devices=1"]),

@@ -21,6 +21,7 @@ from lightning_ifru import (
     InteractionDataModule,
     ObjectiveError,
     RequestError,
+    UnlearningError,
     UnlearningRequest,
 )
 from lightning_ifru.models import LightGCN
@@ -624,6 +625,40 @@ def test_the_ledgers_state_is_a_copy(trained):
     for _ in range(2):
         callback.load_state_dict(held)
     assert callback.state_dict() == held
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_checkpoint_that_remembers_a_forgotten_person_brings_nobody_back(trained, make_trainer, snapshot, dry_run):
+    trainer, model, data = trained()
+    old = trainer.checkpoint_callback.best_model_path
+    then = table_of(model)[4].detach().clone()
+    newer = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[4]])).checkpoint
+    data.forget(UnlearningRequest(users=[data.user_ids[9]]))
+    for runner in (trainer, make_trainer()):
+        state = snapshot(model=model, data=data, trainer=runner)
+        with pytest.raises(UnlearningError, match=r"has forgotten 0 interactions and the data \d+"):
+            runner.unlearn(data, model=model, ckpt_path=old, dry_run=dry_run)
+        state.check()
+        assert not torch.equal(table_of(model)[4], then)
+    trainer.unlearn(data, ckpt_path=newer)
+    assert data.user_ids[[4, 9]].tolist() == [None, None]
+    assert not torch.isclose(table_of(model)[4], then).any()
+
+
+def test_a_checkpoint_fits_a_source_from_which_its_forgotten_rows_were_deleted(trained, make_data, make_model, planted):
+    trainer, _, data = trained()
+    user = data.user_ids[4]
+    path = trainer.unlearn(data, request=UnlearningRequest(users=[user])).checkpoint
+    kept = [k for k, name in enumerate(planted["user"]) if name != user]
+    deleted = make_data(source={name: [column[k] for k in kept] for name, column in planted.items()})
+    twin = make_model()
+    report = trainer.unlearn(deleted, model=twin, request=UnlearningRequest(users=["person-009"]), ckpt_path=path)
+    assert report.num_users_erased == 1
+    trainer.unlearn(deleted, model=twin, request=UnlearningRequest(users=["person-010"]), ckpt_path=report.checkpoint)
+    state = weights(twin)
+    with pytest.raises(UnlearningError, match="not those the checkpoint was trained on"):
+        trainer.unlearn(deleted, model=twin, request=UnlearningRequest(users=["person-011"]), ckpt_path=path)
+    assert same(weights(twin), state)
 
 
 # --- a request that is applied when fitting ends

@@ -67,7 +67,8 @@ class IFRUMixin(_Base):
         optimiser still acts beside it, and counts.
 
         Raises:
-            ObjectiveError: the optimiser's decay is decoupled from the gradient (AdamW) and thus no term of a risk.
+            ObjectiveError: the optimiser's decay is decoupled from the gradient (AdamW) and thus no term of a risk,
+                or the optimiser is not one of torch's, of which that is known.
         """
         return _l2(dict(self.named_parameters()), self._weight_decay())
 
@@ -283,12 +284,13 @@ class IFRUMixin(_Base):
         for optimizer in _optimizers(self.configure_optimizers()):
             for group in optimizer.param_groups:
                 decay = float(group.get("weight_decay", 0.0))
-                if decay and (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")):
+                if decay and (not _adds_decay(optimizer) or group.get("decoupled_weight_decay")):
                     raise ObjectiveError(
-                        f"{type(optimizer).__name__} with weight_decay={decay:g} decays weights outside of the "
-                        "objective; train with Adam(weight_decay=...), or with weight_decay=0 and an own "
-                        "regularization()."
+                        f"{type(optimizer).__name__} with weight_decay={decay:g} may decay weights outside of "
+                        "the objective; train with Adam(weight_decay=...), or with weight_decay=0 and "
+                        "an own regularization()."
                     )
+                decay += float(group.get("lambd", 0.0))  # ASGD's own: plain descent makes it a penalty, too
                 decays.update({names[id(p)]: decay for p in group["params"] if decay and id(p) in names})
         return decays
 
@@ -319,6 +321,21 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 def _l2(parameters: Parameters, decays: Mapping[str, float]) -> Tensor:
     zero = next(iter(parameters.values())).new_zeros(())
     return sum((0.5 * decay * parameters[name].square().sum() for name, decay in decays.items()), start=zero)
+
+
+_ADDING_DECAY = {
+    inspect.unwrap(optimizer.step)
+    for optimizer in (
+        *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam),
+        *(torch.optim.RAdam, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
+    )
+}
+
+
+def _adds_decay(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser steps as one of torch's that add ``weight_decay`` times the weights to the gradient."""
+    # Torch wraps the steps of a class when one is made; and its AdamW is, in newer versions, an Adam that is decoupled.
+    return inspect.unwrap(type(optimizer).step) in _ADDING_DECAY
 
 
 def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:

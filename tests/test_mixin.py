@@ -255,6 +255,84 @@ DECOUPLED = [
 ]
 
 
+class Logging(torch.optim.Adam):
+    """A subclass that steps as Adam does."""
+
+
+class Elsewhere(torch.optim.SGD):
+    """A subclass whose step is its own, so that nobody knows what it does with the decay."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Foreign(torch.optim.Optimizer):
+    def __init__(self, params, **options):
+        super().__init__(params, options)
+
+
+# Whether the penalty weight_decay / 2 |w|^2 has the optimiser's fixed point; those without a decay are left out.
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"lr": 0.1}, True),
+    "SGD with momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, True),
+    "Adam": (torch.optim.Adam, {}, True),
+    "Adamax": (torch.optim.Adamax, {}, True),
+    "NAdam": (torch.optim.NAdam, {}, True),
+    "RAdam": (torch.optim.RAdam, {}, True),
+    "Adagrad": (torch.optim.Adagrad, {}, True),
+    "Adadelta": (torch.optim.Adadelta, {}, True),
+    "RMSprop": (torch.optim.RMSprop, {}, True),
+    "ASGD": (torch.optim.ASGD, {"lambd": 0.0}, True),
+    "subclass of Adam": (Logging, {}, True),
+    "AdamW": (torch.optim.AdamW, {}, False),
+    "NAdam, decoupled": (torch.optim.NAdam, {"decoupled_weight_decay": True}, False),
+    "RAdam, decoupled": (torch.optim.RAdam, {"decoupled_weight_decay": True}, False),
+    "subclass with a step of its own": (Elsewhere, {"lr": 0.1}, False),
+    "foreign": (Foreign, {}, False),
+} | {name: (getattr(torch.optim, name), {}, False) for name in ("Adafactor", "Muon") if hasattr(torch.optim, name)}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_decay_counts_as_a_penalty_only_where_the_optimizer_is_known_to_make_it_one(make_data, name):
+    build, options, adds = OPTIMIZERS[name]
+    graph = make_data().graph()
+    model = Own(lambda m: build(m.parameters(), weight_decay=0.25, **options)).double()
+    if adds:
+        objective, parameters = model.objective(graph, USERS, ITEMS)
+        assert float(objective.regularization(parameters)) == pytest.approx(l2_by_hand(model, 0.25), rel=1e-12)
+    else:
+        with pytest.raises(
+            ObjectiveError, match=rf"^{build.__name__} with weight_decay=0\.25 .*Adam\(.*regularization"
+        ):
+            model.objective(graph, USERS, ITEMS)
+    without = Own(lambda m: build(m.parameters(), weight_decay=0.0, **options))
+    objective, parameters = without.objective(graph, USERS, ITEMS)
+    assert float(objective.regularization(parameters)) == 0.0
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, adds) in OPTIMIZERS.items() if adds])
+def test_the_table_of_optimizers_is_right_about_a_first_step(name):
+    # From zero gradient, a decay inside of the gradient steps as the gradient of the penalty itself does.
+    build, options, _ = OPTIMIZERS[name]
+    steps = []
+    for decay, penalty in ((0.25, 0.0), (0.0, 0.25)):
+        w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+        optimizer = build([w], weight_decay=decay, **options)
+        for _ in range(3):
+            optimizer.zero_grad()
+            ((w - 0.5).pow(4).sum() + penalty / 2 * w.square().sum()).backward()
+            optimizer.step()
+        steps.append(w.detach())
+    assert not torch.equal(steps[0], torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-12, atol=1e-12)
+
+
+def test_the_own_decay_of_asgd_counts(make_data):
+    model = Own(lambda m: torch.optim.ASGD(m.parameters(), lambd=0.1, weight_decay=0.25)).double()
+    objective, parameters = model.objective(make_data().graph(), USERS, ITEMS)
+    assert float(objective.regularization(parameters)) == pytest.approx(l2_by_hand(model, 0.35), rel=1e-12)
+
+
 @pytest.mark.parametrize(("optimizer", "name"), DECOUPLED)
 def test_decoupled_weight_decay_is_refused_by_name_with_the_remedy(make_data, optimizer, name):
     with pytest.raises(ObjectiveError, match=rf"^{name} with weight_decay=0\..* outside of the objective; .*Adam\("):

@@ -127,16 +127,16 @@ class IFRU:
         wanted = {
             "curvature": (self.curvature in ("auto", *CURVATURES), "'auto', 'gauss-newton' or 'hessian'"),
             "damping": (
-                self.damping is None or 0 <= self.damping < math.inf,
+                self.damping is None or (_is_number(self.damping) and 0 <= self.damping < math.inf),
                 "None or a number of at least 0",
             ),
-            "cg_tolerance": (0 < self.cg_tolerance < 1, "a number between 0 and 1"),
-            "keep_ratio": (0 < self.keep_ratio <= 1, "a number above 0 and at most 1"),
+            "cg_tolerance": (_is_number(self.cg_tolerance) and 0 < self.cg_tolerance < 1, "a number between 0 and 1"),
+            "keep_ratio": (_is_number(self.keep_ratio) and 0 < self.keep_ratio <= 1, "a number above 0 and at most 1"),
         }
         least = {"hops": 0, "seed": 0, "max_steps": 1, "cg_iterations": 1, "negatives": 1, "probes": 1, "chunk_size": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            wanted[name] = (isinstance(value, int) and value >= low, f"an integer of at least {low}")
+            wanted[name] = (type(value) is int and value >= low, f"an integer of at least {low}")
         for field in fields(self):
             valid, domain = wanted[field.name]
             if not valid:
@@ -157,10 +157,13 @@ class IFRU:
             problem: what is forgotten and what stays.
             start: the parameters at which the side of ``R`` is taken, if rows of erased nodes have been reset.
         """
-        sides = self.sides(objective, problem)
         objective = replace(objective, chunk_size=self.chunk_size)
         start = parameters if start is None else start
+        return self._influence(objective, parameters, problem, self.sides(objective, problem), start)
 
+    def _influence(
+        self, objective: Objective, parameters: Parameters, problem: Problem, sides: Sides, start: Parameters
+    ) -> Influence:
         def mean(at: Parameters, edge_index: Tensor, examples: Examples) -> Tensor:
             return ravel(objective.gradient(at, edge_index, [examples], regularize=False))
 
@@ -205,7 +208,7 @@ class IFRU:
         objective.check(parameters, problem.before, sides.retained)
         report = progress or (lambda _: None)
         report("influence")
-        influence = self.influence(objective, parameters, problem, start)
+        influence = self._influence(objective, parameters, problem, sides, start)
         free = expand_to_parameters(~problem.erased, objective, parameters)
         b = influence.total * free
         size = norm(b)
@@ -229,6 +232,10 @@ class IFRU:
             rows_changed=_rows_changed(objective, parameters, theta),
             seconds=seconds,
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _rows_changed(objective: Objective, before: Parameters, after: Parameters) -> int:

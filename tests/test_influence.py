@@ -352,7 +352,7 @@ def test_erased_rows_are_the_given_ones_and_nothing_else_depends_on_them(loss, l
 
 
 @pytest.mark.parametrize("layers", [0, 1])
-@pytest.mark.parametrize("keep_ratio", [0.05, 0.3])
+@pytest.mark.parametrize("keep_ratio", ["1", 0.05, 0.3])
 def test_rows_that_are_not_important_stay_as_they_were_to_the_bit(layers, keep_ratio):
     case = oracles.at_minimum(layers)
     case = replace(case, trained=case.trained.clone())
@@ -527,12 +527,12 @@ def test_every_hyperparameter_changes_what_it_says(name):
 
 INVALID = [
     ("curvature", ["newton", "", None], "'auto', 'gauss-newton' or 'hessian'"),
-    ("damping", [-0.1, math.inf, math.nan], "None or a number of at least 0"),
+    ("damping", ["0.1", True, -0.1, math.inf, math.nan], "None or a number of at least 0"),
     ("max_steps", [0, -1, 1.5], "an integer of at least 1"),
-    ("cg_iterations", [0, -1, 2.5], "an integer of at least 1"),
+    ("cg_iterations", [0, -1, 2.5, True], "an integer of at least 1"),
     ("cg_tolerance", [0.0, 1.0, -1.0, math.nan], "a number between 0 and 1"),
-    ("negatives", [0, -1, 2.5], "an integer of at least 1"),
-    ("keep_ratio", [0.0, 1.1, -1.0, math.nan], "a number above 0 and at most 1"),
+    ("negatives", [0, -1, 2.5, "4"], "an integer of at least 1"),
+    ("keep_ratio", ["1", 0.0, 1.1, -1.0, math.nan], "a number above 0 and at most 1"),
     ("hops", [-1, 0.5], "an integer of at least 0"),
     ("probes", [0, -1, 0.5], "an integer of at least 1"),
     ("chunk_size", [0, -1, 10.5], "an integer of at least 1"),

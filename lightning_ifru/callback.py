@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
@@ -36,7 +37,11 @@ class IFRUCallback(lightning.Callback):
 
     Args:
         method: the method and its hyper-parameters.
-        request: applied when fitting ends: a request, or the path of a request file.
+        request: applied when fitting ends: a request, or the path of a request file. Read and checked when fitting
+            starts.
+
+    Raises:
+        MisconfigurationException: the method is no ``IFRU``.
 
     Example:
         >>> IFRUCallback(IFRU(max_steps=2)).state_dict()
@@ -44,6 +49,10 @@ class IFRUCallback(lightning.Callback):
     """
 
     def __init__(self, method: IFRU | None = None, request: UnlearningRequest | str | Path | None = None) -> None:
+        if not (method is None or isinstance(method, IFRU)):
+            raise MisconfigurationException(
+                f"IFRUCallback got {method!r} as method; wanted an IFRU: IFRUCallback(IFRU(...), request=...)."
+            )
         self.method = IFRU() if method is None else method
         self.request = request
         self.ledger: list[dict[str, Any]] = []
@@ -56,6 +65,15 @@ class IFRUCallback(lightning.Callback):
         """Take over a checkpoint's ledger, keeping what was forgotten in this process since."""
         loaded = [dict(entry) for entry in state_dict["ledger"]]
         self.ledger = loaded + [entry for entry in self.ledger if entry not in loaded]
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuse before training what could not be forgotten after it."""
+        if self.request is None:
+            return
+        check_no_averages(trainer)
+        _, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
+        self.request = as_request(self.request)
+        data.table.plan(self.request if data.pending is None else data.pending | self.request)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Apply :attr:`request`, once."""
@@ -151,6 +169,22 @@ def check_pair(module: Any, data: Any) -> tuple[IFRUMixin, InteractionDataModule
             "trained on."
         )
     return module, data
+
+
+def check_no_averages(trainer: lightning.Trainer) -> None:
+    """Refuse callbacks that keep averages of past weights, in which the forgotten would live on.
+
+    Raises:
+        MisconfigurationException: there is one.
+    """
+    # WeightAveraging, the base of EMAWeightAveraging, came with Lightning 2.6.
+    kinds = [getattr(lightning_callbacks, n, None) for n in ("StochasticWeightAveraging", "WeightAveraging")]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, tuple(kind for kind in kinds if kind is not None)):
+            raise MisconfigurationException(
+                f"unlearn found {type(callback).__name__} on the trainer, whose averaged weights would still remember; "
+                "wanted a trainer without it: unlearn from the checkpoint with a trainer of its own, ckpt_path=..."
+            )
 
 
 def unstage(data: InteractionDataModule, staged: UnlearningRequest | None) -> None:

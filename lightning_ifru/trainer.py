@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from lightning_ifru.callback import IFRUCallback, as_request, check_pair, unstage
+from lightning_ifru.callback import IFRUCallback, as_request, check_no_averages, check_pair, unstage
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.report import UnlearningReport
@@ -47,11 +47,12 @@ def unlearn(
         ``"last"`` now stand for it.
 
     Raises:
-        MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy.
+        MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy, averaged weights.
         UnlearningError: the request, the data, the checkpoint or the objective is at fault; nothing was changed.
     """
     callback = _callback(trainer)
     _check_strategy(trainer)
+    check_no_averages(trainer)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
     reports: list[UnlearningReport] = []
     loaded = False

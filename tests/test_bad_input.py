@@ -7,6 +7,7 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_ifru import (
@@ -286,6 +287,27 @@ def a_wrong_method(world):
     return lambda: IFRU(keep_ratio=0)
 
 
+def a_method_that_is_none(world):
+    return lambda: IFRUCallback("hessian")
+
+
+def averages():
+    """The callbacks of this Lightning that keep averages of past weights."""
+    made = [StochasticWeightAveraging(swa_lrs=0.01)]
+    for name in ("WeightAveraging", "EMAWeightAveraging"):
+        kind = getattr(lightning.pytorch.callbacks, name, None)  # since Lightning 2.6
+        made += [] if kind is None else [kind()]
+    return made
+
+
+def averaged_weights(callback):
+    def breaks(world):
+        world.trainer = world.make["trainer"](callbacks=[IFRUCallback(), callback])
+
+    breaks.__name__ = type(callback).__name__
+    return breaks
+
+
 NOT_FINITE = ["finite"]
 L, M = UnlearningError, MisconfigurationException
 CASES = [
@@ -342,6 +364,11 @@ CASES = [
     ),
     (another_model(HalfStep), ObjectiveError, ["HalfStep.training_step", "differs by", "norm"]),
     (another_model(Unseeded), ObjectiveError, NOT_FINITE),
+    (a_method_that_is_none, M, ["'hessian' as method", "wanted an IFRU"]),
+    *(
+        (averaged_weights(callback), M, [type(callback).__name__, "still remember", "ckpt_path="])
+        for callback in averages()
+    ),
     (a_wrong_method, L, ["keep_ratio=0", "above 0 and at most 1"]),
 ]
 
@@ -404,24 +431,64 @@ def test_the_call_that_the_cases_break_does_work(world, snapshot):
     assert not torch.equal(world.model.net.embedding.weight, before)
 
 
-@pytest.mark.parametrize("ends", ["with a request that does not fit", "with a model that cannot be unlearned"])
-def test_a_callbacks_request_that_fails_leaves_the_trained_model_and_the_data(make_data, trained, make_model, ends):
-    data = make_data()
-    model = make_model()
-    if ends == "with a request that does not fit":
-        request, error = UnlearningRequest(users=["nobody"]), RequestError
-    else:
-        model, request, error = Decoupled(40, 30, 4, 1, loss="bce"), UnlearningRequest(users=["person-003"]), L
+def fit_end(breaks):
+    """Settings of a fit with a request that cannot be met, and what refuses it."""
+    return {
+        "no file": ({"request": "nowhere.csv"}, RequestError),
+        "unknown": ({"request": UnlearningRequest(users=["nobody"])}, RequestError),
+        "everybody": ({"request": UnlearningRequest(users=[f"person-{k:03d}" for k in range(40)])}, RequestError),
+        "with what is staged": ({"staged": True}, RequestError),
+        "no mixin": ({"model": Plain()}, MisconfigurationException),
+        **{type(c).__name__: ({"callbacks": [c]}, MisconfigurationException) for c in averages()},
+    }[breaks]
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    ["no file", "unknown", "everybody", "with what is staged", "no mixin", *(type(c).__name__ for c in averages())],
+)
+def test_a_callbacks_request_that_cannot_be_met_is_refused_before_training(
+    make_data, make_model, make_trainer, breaks, snapshot
+):
+    changes, error = fit_end(breaks)
+    data, model = make_data(), changes.get("model", make_model())
+    request = changes.get("request", UnlearningRequest(users=[f"person-{k:03d}" for k in range(20)]))
+    if "staged" in changes:
+        data.forget(UnlearningRequest(users=[f"person-{k:03d}" for k in range(20, 40)]))
     callback = IFRUCallback(request=request)
+    trainer = make_trainer(callbacks=[callback, *changes.get("callbacks", [])])
+    state = snapshot(model=model, data=data)
+    with pytest.raises(error):
+        trainer.fit(model, datamodule=data)
+    state.check(but={"rng"})
+    assert trainer.global_step == 0
+    assert callback.ledger == []
+    assert callback.request is request
+
+
+def test_a_callbacks_request_that_the_resumed_checkpoint_has_forgotten_is_refused_before_training(
+    trained, make_data, make_model, make_trainer
+):
+    request = UnlearningRequest(users=["person-003"])
+    first, _, _ = trained(callbacks=[IFRUCallback(request=request)])
+    trainer = make_trainer(callbacks=[IFRUCallback(request=request)], max_epochs=12)
+    with pytest.raises(RequestError, match="forgotten before"):
+        trainer.fit(make_model(), datamodule=make_data(), ckpt_path=first.checkpoint_callback.best_model_path)
+    assert trainer.fit_loop.epoch_progress.current.started <= 10
+
+
+def test_a_model_that_cannot_be_unlearned_is_left_trained_by_a_callbacks_request(make_data, trained):
+    data, model = make_data(), Decoupled(40, 30, 4, 1, loss="bce")
+    callback = IFRUCallback(request=UnlearningRequest(users=["person-003"]))
     rows = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
     before = next(model.parameters()).detach().clone()
-    with pytest.raises(error):
+    with pytest.raises(L):
         trained(data=data, model=model, callbacks=[callback])
     assert not torch.equal(next(model.parameters()), before)  # training is not thrown away
     assert {split: len(getattr(data, split)) for split in rows} == rows
     assert data.user_ids[3] == "person-003"
     assert callback.ledger == []
-    assert callback.request is request
+    assert callback.request is not None
 
 
 class SameStep(LightGCN):

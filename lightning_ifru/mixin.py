@@ -48,6 +48,7 @@ class IFRUMixin(_Base):
     node_parameters: Mapping[str, NodeKind] | None = None
     message_passing_hops: int | None = None
     _edges: tuple[Tensor, Tensor] | None = None
+    _targets_checked: bool = False
 
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return the representations ``[num_nodes, d]`` of users and then items, given ``edge_index [2, 2E]``."""
@@ -101,7 +102,7 @@ class IFRUMixin(_Base):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the scores ``[B]`` of the batch's pairs."""
-        h = self.encode(self.edge_index)
+        h = self._representations()
         return self.decode(h[batch["user"]], h[batch["item"] + self._data().num_users])
 
     @property
@@ -111,6 +112,7 @@ class IFRUMixin(_Base):
         if self._edges is None or self._edges[0] is not graph:
             with torch.inference_mode(False):  # first asked for in validation, it must still serve a later fit
                 self._edges = (graph, graph.to(self.device))
+            self._targets_checked = False
         return self._edges[1]
 
     def release_graph(self) -> None:
@@ -207,14 +209,26 @@ class IFRUMixin(_Base):
             )
         return data
 
-    def _batch_loss(self, batch: Batch) -> Tensor:
-        user = batch["user"]
-        chunk = Chunk.of(
-            self._data().num_users, user, batch["item"], batch.get("label"), batch.get("negative"), 1 / len(user)
-        )
+    def _representations(self) -> Tensor:
+        data = self._data()
         h = self.encode(self.edge_index)
+        if h.dim() != 2 or h.shape[0] != data.num_users + data.num_items:
+            raise ObjectiveError(
+                f"encode of {type(self).__name__} returned shape {tuple(h.shape)}; wanted one row for each of the "
+                f"data's {data.num_users} users and then {data.num_items} items: build the module with "
+                f"num_users={data.num_users}, num_items={data.num_items}."
+            )
+        return h
+
+    def _batch_loss(self, batch: Batch) -> Tensor:
+        data, user, loss = self._data(), batch["user"], self.resolved_loss()
+        chunk = Chunk.of(data.num_users, user, batch["item"], batch.get("label"), batch.get("negative"), 1 / len(user))
+        h = self._representations()
+        if not self._targets_checked:  # of all at once and not of every batch, where it would hold up an accelerator
+            loss.check_targets(data.train.label if "label" in batch else None)
+            self._targets_checked = True
         scores = self.decode(h.index_select(0, chunk.source), h.index_select(0, chunk.destination))
-        return chunk.risk(self.resolved_loss(), scores)
+        return chunk.risk(loss, scores)
 
     @property
     def scores_dot_products(self) -> bool:

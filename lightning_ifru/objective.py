@@ -33,11 +33,13 @@ class Loss:
         function: pointwise: ``(scores [B], targets [B]) -> [B]``; pairwise: ``(positive [B, 1], negative [B, K]) ->
             [B, K]``, of which the mean over the negatives is the example's loss.
         pairwise: whether an example is a positive with negatives instead of a pair with a target.
+        probabilistic: whether targets are probabilities, and those below 0 or above 1 an error.
     """
 
     name: str
     function: Callable[[Tensor, Tensor], Tensor]
     pairwise: bool = False
+    probabilistic: bool = False
 
     def __call__(self, scores: Tensor, target: Tensor | None) -> Tensor:
         """Return the loss ``[B]`` of ``scores [B, C]``; column 0 is the example, the others are its negatives.
@@ -58,6 +60,21 @@ class Loss:
                 "data, or choose loss='bpr'."
             )
         return self._losses((scores[:, 0], target.to(scores.dtype)), scores[:, 0].shape)
+
+    def check_targets(self, target: Tensor | None) -> None:
+        """Refuse targets that the loss has no meaning for.
+
+        Raises:
+            ObjectiveError: a target is no probability where it must be.
+        """
+        if not self.probabilistic or target is None or not target.numel():
+            return
+        least, most = (float(bound) for bound in target.aminmax())
+        if least < 0 or most > 1:
+            raise ObjectiveError(
+                f"the loss '{self.name}' needs labels from 0 to 1 and got labels from {least:g} to {most:g}; give the "
+                "data a threshold= from which ratings are positive, or choose loss='mse'."
+            )
 
     def _losses(self, inputs: tuple[Tensor, Tensor], wanted: torch.Size) -> Tensor:
         losses = self.function(*inputs)
@@ -93,7 +110,7 @@ def resolve_loss(loss: str | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
 
 
 _LOSSES = {
-    "bce": Loss("bce", lambda s, y: F.binary_cross_entropy_with_logits(s, y, reduction="none")),
+    "bce": Loss("bce", lambda s, y: F.binary_cross_entropy_with_logits(s, y, reduction="none"), probabilistic=True),
     "mse": Loss("mse", lambda s, y: (s - y).square()),
     "bpr": Loss("bpr", lambda positive, negative: F.softplus(negative - positive), pairwise=True),
 }
@@ -275,8 +292,9 @@ class Objective:
 
         Raises:
             ObjectiveError: the encoder or decoder is stochastic (dropout), returns the wrong shape, or the loss has
-                no curvature (hinge), so that the Newton system would be Ω alone.
+                no meaning for the targets, or no curvature (hinge), so that the Newton system would be Ω alone.
         """
+        self.loss.check_targets(examples.target)
         chunk = next(self.chunks(examples))
         with torch.no_grad():
             first, second = self.encode(parameters, edge_index), self.encode(parameters, edge_index)

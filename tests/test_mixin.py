@@ -501,6 +501,32 @@ def test_without_a_datamodule_of_the_package_training_is_refused(make_trainer):
         make_trainer().fit(Own(), loader)
 
 
+@pytest.mark.parametrize("threshold", [None, 3.0])
+def test_ratings_without_a_threshold_are_refused_for_bce_in_training(make_data, make_trainer, threshold):
+    data = make_data(threshold=threshold)
+    if threshold is None:
+        with pytest.raises(
+            ObjectiveError, match=r"'bce' needs labels .* got labels from 1 to 5; .* threshold= .*'mse'"
+        ):
+            make_trainer(max_epochs=1).fit(Own(), datamodule=data)
+    else:
+        make_trainer(max_epochs=1).fit(Own(), datamodule=data)
+
+
+def test_ratings_without_a_threshold_serve_a_squared_loss(make_data, make_trainer):
+    model = Own()
+    model.loss = "mse"
+    make_trainer(max_epochs=1).fit(model, datamodule=make_data(threshold=None))
+
+
+@pytest.mark.parametrize(("users", "items"), [(USERS, 5), (10, ITEMS), (USERS + 1, ITEMS)])
+@pytest.mark.parametrize("run", ["fit", "predict"])
+def test_a_model_of_another_size_than_the_data_is_refused_with_both_sizes(make_data, make_trainer, users, items, run):
+    message = rf"\({users + items}, 4\); wanted one row .* 40 users and then 30 items: .* num_users=40, num_items=30"
+    with pytest.raises(ObjectiveError, match=message):
+        getattr(make_trainer(), run)(Own(users=users, items=items), datamodule=make_data())
+
+
 # --- which parameters hold rows of nodes
 
 

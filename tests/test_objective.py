@@ -270,6 +270,17 @@ def test_the_check_refuses_a_pairwise_hinge_loss():
         objective.check({"w": W}, GRAPH, examples("bpr"))
 
 
+@pytest.mark.parametrize(("least", "most"), [(1.0, 5.0), (-1.0, 1.0), (0.0, 1.5)])
+def test_the_check_refuses_labels_that_are_no_probabilities_for_bce_alone(least, most):
+    target = torch.linspace(least, most, N)
+    rated = replace(examples("bce"), target=target)
+    with pytest.raises(
+        ObjectiveError, match=rf"'bce' needs .* 0 to 1 and got labels from {least:g} to {most:g}; .*'mse'"
+    ):
+        oracles.objective(1, "bce", USERS, ITEMS, 0.0).check({"w": W}, GRAPH, rated)
+    oracles.objective(1, "mse", USERS, ITEMS, 0.0).check({"w": W}, GRAPH, rated)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_risk_that_is_not_finite_is_refused(bad):
     objective = oracles.objective(1, "mse", USERS, ITEMS, DECAY)

@@ -107,8 +107,21 @@ class IFRU:
         UnlearningError: a hyper-parameter out of its range.
 
     Example:
-        >>> IFRU(keep_ratio=0.5).keep_ratio
-        0.5
+        Three users rate one item; the model is its mean rating. Without the third user the mean is 1.5:
+
+        >>> from lightning_ifru.interactions import Interactions
+        >>> from lightning_ifru.objective import resolve_loss
+        >>> objective = Objective(
+        ...     encode=lambda p, edge_index: torch.cat([torch.ones(3, 1), p["mean"]]),
+        ...     decode=lambda p, source, destination: (source * destination).sum(-1),
+        ...     loss=resolve_loss("mse"), regularization=lambda p: 0 * p["mean"].sum(), num_users=3, num_items=1)
+        >>> no_edges, item = torch.empty(2, 0, dtype=torch.long), torch.tensor([0])
+        >>> problem = Problem(
+        ...     Interactions(torch.arange(3), item.repeat(3), torch.tensor([1.0, 2.0, 6.0])),
+        ...     forget=torch.tensor([False, False, True]), before=no_edges, after=no_edges,
+        ...     erased=torch.zeros(4, dtype=torch.bool), candidates=item, candidates_after=item)
+        >>> IFRU(damping=0.0).update(objective, {"mean": torch.tensor([[3.0]])}, problem).parameters["mean"]
+        tensor([[1.5000]])
     """
 
     curvature: Literal["auto", "gauss-newton", "hessian"] = "auto"

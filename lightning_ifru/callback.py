@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
 from lightning_ifru.mixin import IFRUMixin
@@ -80,22 +82,25 @@ class IFRUCallback(lightning.Callback):
         if self.request is None:
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
-        staged, device = data.pending, module.device  # Lightning has taken the model off the accelerator by now
-        data.forget(as_request(self.request))
-        module.to(trainer.strategy.root_device)
-        try:
-            self.unlearn(trainer, module, data)
-        except BaseException:
-            unstage(data, staged)
-            raise
-        finally:
-            module.to(device)
+        device = module.device  # Lightning has taken the model off the accelerator by now
+        with all_or_nothing(trainer, module, data) as files:
+            data.forget(as_request(self.request))
+            module.to(trainer.strategy.root_device)
+            try:
+                self.unlearn(trainer, module, data, files)
+            finally:
+                module.to(device)
         self.request = None
 
     def unlearn(
-        self, trainer: lightning.Trainer, module: IFRUMixin, data: InteractionDataModule, dry_run: bool = False
+        self,
+        trainer: lightning.Trainer,
+        module: IFRUMixin,
+        data: InteractionDataModule,
+        files: list[Path],
+        dry_run: bool = False,
     ) -> UnlearningReport:
-        """Apply the staged request of ``data`` to ``module``, inside of a running trainer.
+        """Apply the staged request of ``data`` to ``module``, inside of a running trainer and :func:`all_or_nothing`.
 
         Use ``trainer.unlearn``, which sets up devices and loads checkpoints.
         """
@@ -116,7 +121,17 @@ class IFRUCallback(lightning.Callback):
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        report = self._write_checkpoint(trainer, report)
+        path = new_checkpoint(trainer, len(self.ledger))
+        if path is not None:
+            older = older_checkpoints(trainer)
+            report = replace(report, checkpoint=str(path), older_checkpoints=older)
+            stand_for(trainer, path)
+            files.append(path)
+            trainer.save_checkpoint(path, weights_only=False)
+            if older:
+                rank_zero_info(
+                    f"These hold what was forgotten if they are of this model; delete them: {', '.join(older)}"
+                )
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
@@ -129,27 +144,6 @@ class IFRUCallback(lightning.Callback):
             **{name: getattr(report, name) for name in kept},
             "method": asdict(self.method),
         }
-
-    def _write_checkpoint(self, trainer: lightning.Trainer, report: UnlearningReport) -> UnlearningReport:
-        """Write a checkpoint without the forgotten, and make it the one that 'best' and 'last' stand for."""
-        callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
-        if not callbacks or getattr(trainer, "fast_dev_run", False):
-            return report
-        path = _unused(_directory(trainer), _stem(callbacks), len(self.ledger))
-        older: list[str] = []
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                known = [*callback.best_k_models, callback.best_model_path, callback.last_model_path]
-                older += [p for p in known if p and p not in older and Path(p).exists()]
-                # No score: none was measured on the validation data as it now is.
-                callback.best_k_models, callback.kth_best_model_path = {}, ""
-                callback.best_model_score, callback.current_score, callback.kth_value = None, None, _worst(callback)
-                callback.best_model_path = str(path)
-                callback.last_model_path = str(path) if callback.save_last else ""
-        trainer.save_checkpoint(path, weights_only=False)
-        if older:
-            rank_zero_info(f"Older checkpoints still hold what was forgotten; delete them: {', '.join(older)}")
-        return replace(report, checkpoint=str(path), older_checkpoints=older)
 
 
 def check_pair(module: Any, data: Any) -> tuple[IFRUMixin, InteractionDataModule]:
@@ -187,40 +181,56 @@ def check_no_averages(trainer: lightning.Trainer) -> None:
             )
 
 
-def unstage(data: InteractionDataModule, staged: UnlearningRequest | None) -> None:
-    """Stage again what was staged before a failure, unless it has been forgotten and only the writing failed."""
-    if data.pending is not None:
-        data.discard()
-        if staged is not None:
-            data.forget(staged)
+@contextmanager
+def all_or_nothing(
+    trainer: lightning.Trainer, module: IFRUMixin, data: InteractionDataModule, *, undo: bool = False
+) -> Iterator[list[Path]]:
+    """Put everything back as it was if anything in the block fails, or in any case with ``undo``.
+
+    Weights and buffers, the table, what is staged, optimizers' moments, the ledger and what Lightning's checkpoint
+    callbacks know; the files put into the list are removed.
+    """
+    device, staged, table = module.device, data.pending, copy.deepcopy(data.table)
+    tensors = {name: tensor.detach().clone() for name, tensor in _tensors(module)}
+    moments = [(optimizer, dict(optimizer.state)) for optimizer in trainer.optimizers]
+    keepers = [c for c in trainer.callbacks if isinstance(c, (IFRUCallback, Checkpoint))]  # type: ignore[attr-defined]
+    attributes = [(callback, dict(vars(callback))) for callback in keepers]
+    files: list[Path] = []
+    try:
+        yield files
+    except BaseException:
+        undo = True
+        raise
+    finally:
+        if undo:
+            with torch.inference_mode(False), torch.no_grad():
+                for name, tensor in _tensors(module):
+                    if name in tensors:
+                        tensor.copy_(tensors[name])
+            module.to(device)
+            module.release_graph()
+            data.discard()
+            data.adopt(table)
+            if staged is not None:
+                data.forget(staged)
+            for optimizer, state in moments:
+                optimizer.state.clear()
+                optimizer.state.update(state)
+            for callback, known in attributes:
+                vars(callback).clear()
+                vars(callback).update(known)
+            for path in files:
+                path.unlink(missing_ok=True)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def as_request(request: UnlearningRequest | str | Path) -> UnlearningRequest:
     """Return a request, read from its file if it is a path."""
     return UnlearningRequest.from_file(request) if isinstance(request, (str, Path)) else request
-
-
-def _directory(trainer: lightning.Trainer) -> Path:
-    first = trainer.checkpoint_callback
-    if isinstance(first, ModelCheckpoint) and first.dirpath:
-        return Path(first.dirpath)
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
-
-
-def _stem(callbacks: list[Checkpoint]) -> str:
-    """The name's beginning; Lightning takes the newest file whose name begins with 'last' for ``"last"``."""
-    last = [c.CHECKPOINT_NAME_LAST for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
-    return f"{last[0]}-unlearned" if last else "unlearned"
-
-
-def _unused(directory: Path, stem: str, number: int) -> Path:
-    while (path := directory / f"{stem}-{number}.ckpt").exists():
-        number += 1
-    return path
-
-
-def _worst(callback: ModelCheckpoint) -> torch.Tensor:
-    return torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
 
 
 @contextmanager

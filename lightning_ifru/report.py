@@ -36,7 +36,7 @@ class UnlearningReport:
         dry_run: whether nothing was changed.
         expected: of a dry run: curvature products and seconds at most.
         checkpoint: where the unlearned checkpoint was written.
-        older_checkpoints: files of the same trainer that still remember.
+        older_checkpoints: the other checkpoint files in the trainer's folders, and the one loaded: they still remember.
     """
 
     digest: str

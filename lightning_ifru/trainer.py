@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from lightning_ifru.callback import IFRUCallback, as_request, check_no_averages, check_pair, unstage
+from lightning_ifru.callback import IFRUCallback, all_or_nothing, as_request, check_no_averages, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.report import UnlearningReport
@@ -62,10 +61,10 @@ def unlearn(
         loaded = True
         if trainer.ckpt_path:
             _take_over(trainer, callback, data, trainer.ckpt_path)
-        reports.append(callback.unlearn(trainer, module, data, dry_run))
+        reports.append(callback.unlearn(trainer, module, data, files, dry_run))
         return []
 
-    with _nothing_lost(trainer, module, data, loads=ckpt_path is not None, dry_run=dry_run), _instead(trainer, run):
+    with all_or_nothing(trainer, module, data, undo=dry_run) as files, _instead(trainer, run):
         if request is not None:
             data.forget(as_request(request))
         if data.pending is None:
@@ -161,35 +160,6 @@ def _instead(trainer: lightning.Trainer, run: Any) -> Iterator[None]:
             yield
     finally:
         del loop.run
-
-
-@contextmanager
-def _nothing_lost(
-    trainer: lightning.Trainer,
-    module: lightning.LightningModule,
-    data: InteractionDataModule,
-    *,
-    loads: bool,
-    dry_run: bool,
-) -> Iterator[None]:
-    """Undo what staging a request and loading a checkpoint have changed, if unlearning fails or was only tried."""
-    staged, device = data.pending, module.device
-    if loads:
-        weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-        table, callbacks = copy.deepcopy(data.table), [(c, dict(vars(c))) for c in trainer.callbacks]  # type: ignore[attr-defined]
-    undo = True
-    try:
-        yield
-        undo = dry_run
-    finally:
-        if undo and loads:
-            module.load_state_dict(weights)
-            module.to(device)
-            data.adopt(table)
-            for callback, attributes in callbacks:
-                vars(callback).update(attributes)
-        if undo:
-            unstage(data, staged)
 
 
 lightning.Trainer.unlearn = unlearn  # type: ignore[attr-defined]

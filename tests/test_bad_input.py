@@ -1,6 +1,8 @@
 """Bad input gets a sentence that says what was got, what was wanted and what to do; and nothing is lost."""
 
+import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_ifru import (
@@ -538,23 +541,86 @@ def test_both_numbers_are_in_the_refusal_of_a_training_step(world):
     assert wanted > 0
 
 
-@pytest.mark.parametrize("loads", [False, True], ids=["current weights", "from a checkpoint"])
-def test_a_checkpoint_that_cannot_be_written_leaves_model_data_and_ledger_in_agreement(
-    world, monkeypatch, snapshot, loads
-):
-    if loads:
-        _, _, world.ckpt_path = world.make["checkpoint"]()
-    state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
-
+def full_disk(world, monkeypatch):
     def full(path, **_):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of a checkpoint")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(world.trainer, "save_checkpoint", full)
-    with pytest.raises(OSError, match="no space left"):
-        world.call()
-    if loads:
-        state.check(but={"optimizers"})  # moments are lost rather than kept
-    else:
-        assert world.data.user_ids[3] is None
-        assert world.data.pending is None
-        assert len(world.trainer.callbacks[0].ledger) == 1
+
+
+def logger_offline(world, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no space left for the log")
+
+    logger = DummyLogger()
+    logger.log_metrics = refuse
+    monkeypatch.setattr(world.trainer, "_loggers", [logger])
+
+
+def interrupted(world, monkeypatch):
+    def interrupt(*_):
+        raise SystemExit("no space left for patience")
+
+    monkeypatch.setattr(IFRUCallback, "_entry", interrupt)
+
+
+def late_teardown(world, monkeypatch):
+    class Late(lightning.Callback):
+        def teardown(self, trainer, module, stage):
+            raise OSError("no space left to tear down")
+
+    monkeypatch.setattr(world.trainer, "callbacks", [*world.trainer.callbacks, Late()])
+
+
+@pytest.mark.parametrize("by", ["staged", "argument", "both"])
+@pytest.mark.parametrize(
+    ("how", "fails"),
+    [
+        *itertools.product(
+            ["current weights", "from a checkpoint"], [full_disk, logger_offline, interrupted, late_teardown]
+        ),
+        ("dry run", late_teardown),  # it writes nothing
+    ],
+)
+def test_what_fails_after_the_solve_leaves_all_as_it_was(world, monkeypatch, snapshot, how, by, fails):
+    if how == "from a checkpoint":
+        _, _, world.ckpt_path = world.make["checkpoint"]()
+    world.dry_run = how == "dry run"
+    if by != "argument":
+        world.data.forget(user(world, 8) if by == "both" else world.request)
+        world.request = world.request if by == "both" else None
+    assert any(optimizer.state for optimizer in world.trainer.optimizers)
+    with monkeypatch.context() as patch:
+        fails(world, patch)
+        state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
+        with pytest.raises((OSError, SystemExit), match="no space left"):
+            world.call()
+        state.check()
+    assert world.model.edge_index is world.data.graph()
+    assert (world.data.pending is None) == (by == "argument")
+    world.dry_run = False
+    assert world.call().num_users_erased == (2 if by == "both" else 1)  # as if nothing had happened
+
+
+@pytest.mark.parametrize("fails", [full_disk, logger_offline, interrupted])
+def test_what_fails_when_fitting_has_ended_leaves_the_trained_model_and_the_data(
+    make_data, make_model, make_trainer, snapshot, monkeypatch, fails, tmp_path
+):
+    request, states = UnlearningRequest(users=["person-003"]), []
+    callback, data, model = IFRUCallback(IFRU(max_steps=2), request=request), make_data(), make_model()
+
+    class Before(lightning.Callback):
+        def on_fit_end(self, trainer, module):
+            fails(World(trainer, model, data, {}, tmp_path, {}), monkeypatch)
+            states.append(snapshot(model=model, data=data, trainer=trainer))
+
+    data.forget(UnlearningRequest(users=["person-008"]))
+    trainer = make_trainer(callbacks=[Before(), callback])
+    with pytest.raises((OSError, SystemExit), match="no space left"):
+        trainer.fit(model, datamodule=data)
+    (state,) = states
+    state.check()
+    assert callback.request is request
+    assert Path(trainer.checkpoint_callback.best_model_path).is_file()

@@ -12,6 +12,7 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_ifru
@@ -565,6 +566,27 @@ def test_best_and_last_stand_for_the_unlearned_checkpoint(trained, best):
     assert not older & {part for part in containers(inside) if isinstance(part, str)}
     loaded = LightGCN.load_from_checkpoint(report.checkpoint)
     assert torch.equal(loaded.encode(data.graph()), model.encode(data.graph()))
+
+
+def test_every_file_that_remembers_is_listed_once(trained, make_trainer, make_model, make_data, tmp_path):
+    keeper = ModelCheckpoint(monitor="val_loss", save_last="link", save_top_k=2, filename="{epoch}")
+    everything = ModelCheckpoint(save_top_k=-1, filename="all-{epoch}", dirpath=tmp_path / "all")
+    trainer, model, data = trained(callbacks=[IFRUCallback(IFRU(max_steps=2)), keeper, everything], max_epochs=3)
+
+    def files():
+        return sorted(map(str, tmp_path.rglob("*.ckpt")))
+
+    for user in (4, 9):
+        before = files()
+        report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[user]]))
+        assert len(before) >= 6
+        assert report.older_checkpoints == before
+        assert set(files()) - set(before) == {report.checkpoint}
+    elsewhere = make_trainer(default_root_dir=tmp_path / "elsewhere")
+    loaded = elsewhere.unlearn(
+        make_data(), model=model, request=UnlearningRequest(users=["person-011"]), ckpt_path=report.checkpoint
+    )
+    assert loaded.older_checkpoints == [report.checkpoint]
 
 
 def test_a_later_fit_chooses_its_best_among_models_that_have_forgotten(trained, best):

@@ -1,0 +1,65 @@
+"""The checkpoint that an unlearning writes: where it goes, what stands for it, and which files still remember."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+
+def new_checkpoint(trainer: lightning.Trainer, number: int) -> Path | None:
+    """Return a path not in use yet for the unlearned checkpoint, or ``None`` where the trainer writes none."""
+    callbacks = _callbacks(trainer)
+    if not callbacks or getattr(trainer, "fast_dev_run", False):
+        return None
+    directory, stem = _directory(trainer), _stem(callbacks)
+    while (path := directory / f"{stem}-{number}.ckpt").exists():
+        number += 1
+    return path
+
+
+def older_checkpoints(trainer: lightning.Trainer) -> list[str]:
+    """Return the checkpoint files of the trainer as they are now, each once, and the one it has loaded."""
+    models = [callback for callback in _callbacks(trainer) if isinstance(callback, ModelCheckpoint)]
+    paths = [str(trainer.ckpt_path or "")]
+    for callback in models:
+        paths += [*callback.best_k_models, callback.best_model_path, callback.last_model_path]
+    for directory in [_directory(trainer), *(Path(callback.dirpath) for callback in models if callback.dirpath)]:
+        paths += map(str, sorted(directory.glob("*.ckpt")))
+    found = {os.path.abspath(path): path for path in reversed(paths) if path and Path(path).exists()}
+    return sorted(found.values())
+
+
+def stand_for(trainer: lightning.Trainer, path: Path) -> None:
+    """Make a checkpoint the one that 'best' and 'last' stand for."""
+    for callback in _callbacks(trainer):
+        if isinstance(callback, ModelCheckpoint):
+            # No score: none was measured on the validation data as it now is.
+            callback.best_k_models, callback.kth_best_model_path = {}, ""
+            callback.best_model_score, callback.current_score, callback.kth_value = None, None, _worst(callback)
+            callback.best_model_path = str(path)
+            callback.last_model_path = str(path) if callback.save_last else ""
+
+
+def _callbacks(trainer: lightning.Trainer) -> list[Checkpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoint)]
+
+
+def _directory(trainer: lightning.Trainer) -> Path:
+    first = trainer.checkpoint_callback
+    if isinstance(first, ModelCheckpoint) and first.dirpath:
+        return Path(first.dirpath)
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+
+def _stem(callbacks: list[Checkpoint]) -> str:
+    """The name's beginning; Lightning takes the newest file whose name begins with 'last' for ``"last"``."""
+    last = [c.CHECKPOINT_NAME_LAST for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
+    return f"{last[0]}-unlearned" if last else "unlearned"
+
+
+def _worst(callback: ModelCheckpoint) -> torch.Tensor:
+    return torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)

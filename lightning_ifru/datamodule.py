@@ -149,7 +149,7 @@ class InteractionDataModule(lightning.LightningDataModule):
 
     @property
     def candidates(self) -> Tensor:
-        """Positions (int64) of the items not erased: those that may be drawn or recommended."""
+        """Positions (int64) of the items with an interaction in any split: those that may be drawn or recommended."""
         return self.table.candidates
 
     def graph(self) -> Tensor:

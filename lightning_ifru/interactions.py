@@ -54,14 +54,19 @@ class Removal:
     Attributes:
         rows: Bool mask over all rows of the table: the interactions that go.
         users: Sorted positions (int64) of the users erased: requested as a whole, or losing by the request
-            their last training interaction, or their last of all.
-        items: The same for items.
+            their last training interaction, or their last of all. No example of training is theirs any more,
+            so that nothing but the regularisation acts on their rows, which are drawn anew.
+        items: The same for items; of a pairwise loss the negatives still act on those not withdrawn.
+        withdrawn: Sorted positions (int64) of the items that leave the candidates: without an interaction in any
+            split, as the shortened source would not know them. One that is held out can still be drawn and
+            recommended, as an item that was never trained on can.
         counts: Number of interactions that go, per split.
     """
 
     rows: Tensor
     users: Tensor
     items: Tensor
+    withdrawn: Tensor
     counts: dict[str, int]
 
 
@@ -124,7 +129,7 @@ class InteractionTable:
 
     @property
     def candidates(self) -> Tensor:
-        """The positions of the items not erased, which is what a sampler may draw; int64."""
+        """The positions of the items with an interaction in any split, which a sampler may draw; int64."""
         return self._candidate.nonzero().flatten()
 
     @property
@@ -176,19 +181,24 @@ class InteractionTable:
                 f"the request leaves none of the {int(train.sum())} training interactions; ask for fewer."
             )
         counts = {name: int((rows & (self.split == k)).sum()) for k, name in enumerate(SPLITS)}
-        erased = [
-            whole | _emptied(column, train, rows, len(whole)) | _emptied(column, self.alive, rows, len(whole))
+        absent = [
+            whole | _emptied(column, self.alive, rows, len(whole))
             for column, whole in ((self.user, whole_users), (self.item, whole_items))
         ]
-        return Removal(rows, erased[0].nonzero().flatten(), erased[1].nonzero().flatten(), counts)
+        erased = [
+            gone | _emptied(column, train, rows, len(gone))
+            for column, gone in zip((self.user, self.item), absent, strict=True)
+        ]
+        gone_users, gone_items, withdrawn = (mask.nonzero().flatten() for mask in (*erased, absent[1]))
+        return Removal(rows, gone_users, gone_items, withdrawn, counts)
 
     def remove(self, removal: Removal) -> None:
-        """Apply a removal: clear its rows, erase the ids without any interaction, withdraw erased candidates.
+        """Apply a removal: clear its rows, erase the ids and withdraw the candidates without any interaction.
 
         An id is kept as long as validation or test still hold one of its interactions: it is then no secret.
         """
         self._clear(removal.rows)
-        self._candidate[removal.items] = False
+        self._candidate[removal.withdrawn] = False
         for ids, column, erased in (
             (self.users, self.user, removal.users),
             (self.items, self.item, removal.items),

@@ -64,7 +64,9 @@ class Unlearning:
             _check_training_step(module, data, objective, parameters, before)
         erased = torch.zeros(objective.num_nodes, dtype=torch.bool)
         erased[removal.users] = True
-        erased[removal.items + data.num_users] = True
+        # A sampler goes on to draw what is held out, so that the negatives act on its row.
+        items = removal.items if data.labelled else removal.withdrawn
+        erased[items + data.num_users] = True
         candidates = data.candidates
         problem = Problem(
             interactions=data.train.to(device),
@@ -73,7 +75,7 @@ class Unlearning:
             after=bipartite_edge_index(kept.user, kept.item, data.num_users).to(device),
             erased=erased.to(device),
             candidates=candidates.to(device),
-            candidates_after=candidates[~torch.isin(candidates, removal.items)].to(device),
+            candidates_after=candidates[~torch.isin(candidates, removal.withdrawn)].to(device),
         )
         return cls(module, data, method, removal, objective, parameters, problem)
 

@@ -10,7 +10,9 @@ import torch
 
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.influence import IFRU
 from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.unlearning import Unlearning
 
 
 def source(n=400, users=30, items=20, seed=0):
@@ -337,3 +339,26 @@ def test_a_checkpoint_carries_what_is_forgotten_into_a_new_process(tmp_path):
     assert again.seen["fit"] == pairs(data.train)
     with pytest.raises(RequestError, match="u3"):
         fresh.forget(UnlearningRequest(users=["u3"]))
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_an_item_only_held_out_stays_a_candidate_and_its_row_an_unknown_where_it_is_drawn(make_data, make_model, loss):
+    data = make_data(loss, val_fraction=0.3, test_fraction=0.3)
+    train, held = data.train, torch.cat([data.val.item, data.test.item])
+    item = int(train.item[torch.isin(train.item, held)][0])
+    users = train.user[train.item == item].tolist()
+    gone = int(train.item[train.item != item][0])
+    request = UnlearningRequest(
+        interactions=[(data.user_ids[user], data.item_ids[item]) for user in users], items=[data.item_ids[gone]]
+    )
+    data.forget(request)
+    problem = Unlearning.of(make_model(loss), data, IFRU()).problem
+    erased = problem.erased[data.num_users :].nonzero().flatten().tolist()
+    assert erased == ([gone] if loss == "bpr" else sorted([item, gone]))
+    left = sorted(set(range(data.num_items)) - {gone})
+    assert problem.candidates_after.tolist() == left
+    data.commit(data.removal())
+    assert data.candidates.tolist() == left
+    if loss == "bpr":
+        drawn = torch.cat([from_batches(data.train_dataloader())["negative"] for _ in range(5)])
+        assert drawn.unique().tolist() == left

@@ -65,14 +65,15 @@ def make(interactions, threshold=None):
 
 def naive_removal(pairs, users=(), items=(), interactions=()):
     gone = {pair for pair in pairs if pair[0] in users or pair[1] in items or pair in interactions}
-    erased = []
+    erased, absent = [], []
     for side, whole in ((0, users), (1, items)):
         before = {pair[side] for pair in pairs}
         train_before = {pair[side] for pair in pairs if pairs[pair][1] == "train"}
         train_after = {pair[side] for pair in pairs if pairs[pair][1] == "train" and pair not in gone}
         after = {pair[side] for pair in pairs if pair not in gone}
-        erased.append(set(whole) | (train_before - train_after) | (before - after))
-    return gone, erased
+        absent.append(set(whole) | (before - after))
+        erased.append(absent[-1] | (train_before - train_after))
+    return gone, erased, absent[1]
 
 
 def still_possible(request, left):
@@ -247,11 +248,12 @@ def test_a_removal_takes_what_a_loop_would(case):
     pairs, positions = contents(table), (table.users.ids, table.items.ids)
     columns = [column.clone() for column in (table.user, table.item, table.label, table.split)]
     removal = planned(table, request)
-    gone, erased = naive_removal(pairs, request.users, request.items, request.interactions)
+    gone, erased, withdrawn = naive_removal(pairs, request.users, request.items, request.interactions)
     assert contents(table) == pairs
     assert removal.counts == {name: sum(pairs[pair][1] == name for pair in gone) for name in SPLITS}
     assert {text(positions[0][p]) for p in removal.users.tolist()} == erased[0]
     assert {text(positions[1][p]) for p in removal.items.tolist()} == erased[1]
+    assert {text(positions[1][p]) for p in removal.withdrawn.tolist()} == withdrawn
 
     table.remove(removal)
     left = {pair: value for pair, value in pairs.items() if pair not in gone}
@@ -266,7 +268,8 @@ def test_a_removal_takes_what_a_loop_would(case):
         assert index.ids.tolist() == [value if text(value) in remain else None for value in ids_before]
     assert {text(positions[1][p]) for p in range(len(table.items))} - {
         text(positions[1][p]) for p in table.candidates.tolist()
-    } == erased[1]
+    } == withdrawn
+    assert {text(value) for value in table.items.ids[table.candidates.numpy()]} == {item for _, item in left}
 
 
 @given(tables_and_requests())
@@ -313,6 +316,28 @@ def test_a_user_without_training_interactions_is_erased_but_keeps_the_id_that_is
     assert table.users.ids[int(user)] == int(user)
     table.remove(table.plan(UnlearningRequest(users=[user])))
     assert table.users.ids[int(user)] is None
+
+
+def test_an_item_is_a_candidate_as_long_as_any_split_holds_it():
+    # As the shortened source has it: what was never trained on is a candidate, too.
+    table = InteractionTable(grid(5, 20), split=RandomSplit(0.3, 0.3))
+    pairs = contents(table)
+    never = set(range(20)) - {int(item) for (_, item), (_, name) in pairs.items() if name == "train"}
+    item = next(i for (_, i), (_, name) in pairs.items() if name == "test" and int(i) not in never)
+    train, rest = (
+        [pair for pair, (_, name) in pairs.items() if pair[1] == item and (name == "train") is trained]
+        for trained in (True, False)
+    )
+    removal = table.plan(UnlearningRequest(interactions=train))
+    assert (removal.items.tolist(), removal.withdrawn.tolist()) == ([int(item)], [])
+    table.remove(removal)
+    assert table.candidates.tolist() == list(range(20))
+    assert table.items.ids[int(item)] == int(item)
+    removal = table.plan(UnlearningRequest(interactions=rest))
+    assert (removal.items.tolist(), removal.withdrawn.tolist()) == ([int(item)], [int(item)])
+    table.remove(removal)
+    assert table.candidates.tolist() == [i for i in range(20) if i != int(item)]
+    assert table.items.ids[int(item)] is None
 
 
 @pytest.mark.parametrize(

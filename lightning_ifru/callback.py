@@ -115,7 +115,8 @@ class IFRUCallback(lightning.Callback):
         if update.residual_before and not update.steps:
             rank_zero_warn(
                 "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
-                "they were; retrain, or try IFRU(curvature='gauss-newton')."
+                "they were, apart from rows of the erased, which are drawn anew; retrain, or try "
+                "IFRU(curvature='gauss-newton')."
             )
         self.ledger = [*self.ledger, self._entry(report)]
         # Adam's moments are averages of the gradients of what was forgotten.
@@ -135,6 +136,7 @@ class IFRUCallback(lightning.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
+        drop_loaders(trainer)
         return report
 
     def _entry(self, report: UnlearningReport) -> dict[str, Any]:
@@ -179,6 +181,13 @@ def check_no_averages(trainer: lightning.Trainer) -> None:
                 f"unlearn found {type(callback).__name__} on the trainer, whose averaged weights would still remember; "
                 "wanted a trainer without it: unlearn from the checkpoint with a trainer of its own, ckpt_path=..."
             )
+
+
+def drop_loaders(trainer: lightning.Trainer) -> None:
+    """Let go of the loaders of past runs, which hold what was forgotten; every run asks for its own anew."""
+    fitting = trainer.fit_loop
+    for loop in (fitting, fitting.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+        loop._combined_loader = None
 
 
 @contextmanager

@@ -214,6 +214,42 @@ def test_nothing_keeps_the_old_graph_alive(trained, layers):
     assert model.edge_index is data.graph()
 
 
+@pytest.mark.parametrize("way", ["by a call", "when fitting ends"])
+def test_no_loader_of_the_trainer_holds_what_was_forgotten(make_data, make_trainer, make_model, way):
+    data, model, held, shown = make_data(), make_model(), [], {}
+    request = request_for(data)
+
+    class Before(lightning.Callback):
+        def on_fit_end(self, trainer, module):
+            held.extend(map(weakref.ref, (trainer.train_dataloader.dataset, trainer.val_dataloaders.dataset)))
+
+    class After(lightning.Callback):
+        def on_fit_end(self, trainer, module):
+            shown.update(train=trainer.train_dataloader, val=trainer.val_dataloaders)
+
+    callback = IFRUCallback(IFRU(max_steps=2), request=request if way == "when fitting ends" else None)
+    trainer = make_trainer(callbacks=[Before(), callback, After()])
+    trainer.fit(model, datamodule=data)
+    if way == "by a call":
+        assert all(shown.values())
+        shown.clear()
+        trainer.predict(model, datamodule=data)
+        held.append(weakref.ref(trainer.predict_dataloaders.dataset))
+        trainer.unlearn(data, request=request)
+        loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+        assert [*loaders, trainer.predict_dataloaders] == [None] * 4
+    gc.collect()
+    assert data.user_ids[4] is None
+    assert not any(shown.values())
+    assert len(held) >= 2
+    assert [ref() for ref in held] == [None] * len(held)
+    trainer.fit_loop.max_epochs += 1
+    trainer.fit(model, datamodule=data)
+    assert len(trainer.train_dataloader.dataset) == len(data.train)
+    trainer.validate(model, datamodule=data, verbose=False)
+    assert len(trainer.val_dataloaders.dataset) == len(data.val)
+
+
 def containers(value):
     if isinstance(value, torch.Tensor):
         yield value
@@ -740,6 +776,15 @@ def test_a_solve_that_finds_no_step_says_so(trained):
         report = trainer.unlearn(data)
     assert report.steps == 0
     assert same(weights(model), before)
+
+
+def test_a_solve_that_finds_no_step_says_that_erased_rows_are_new(trained):
+    trainer, model, data = trained(method=IFRU(curvature="hessian", damping=0.0))
+    before = table_of(model).detach().clone()
+    with pytest.warns(UserWarning, match="as they were, apart from rows of the erased, which are drawn anew"):
+        report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[4]]))
+    assert report.steps == 0
+    assert (table_of(model) != before).any(1).nonzero().flatten().tolist() == [4]
 
 
 def test_the_reports_numbers_reach_the_logger(trained, tmp_path):

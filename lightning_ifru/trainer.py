@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,10 +30,14 @@ def unlearn(
     request: UnlearningRequest | str | Path | None = None,
     ckpt_path: str | Path | None = None,
     dry_run: bool = False,
+    weights_only: bool | None = None,
 ) -> UnlearningReport:
     """Forget what ``datamodule.forget`` has staged: correct the model and take the forgotten out of graph and data.
 
     Also ``Trainer.unlearn`` once the package is imported.
+
+    A checkpoint that a trainer writes which has not fitted, but loaded one with ``ckpt_path``, holds the weights, the
+    data and the ledger, yet epoch 0 and no optimizer state: a fit that resumes from it counts its epochs anew.
 
     Args:
         trainer: a trainer with one :class:`IFRUCallback`.
@@ -40,6 +46,7 @@ def unlearn(
         request: staged first, in addition to what is staged: a request, or the path of a request file.
         ckpt_path: a checkpoint to load first: a path, ``"best"`` or ``"last"``. What it has forgotten stays forgotten.
         dry_run: only say what would be forgotten and at what cost; nothing is changed.
+        weights_only: passed on to Lightning's loading of the checkpoint; ``False`` allows any Python object in it.
 
     Returns:
         What happened. Where the trainer writes checkpoints, an unlearned one has been written, and ``"best"`` and
@@ -51,6 +58,7 @@ def unlearn(
     """
     callback = _callback(trainer)
     _check_strategy(trainer)
+    loading = _loading(trainer, weights_only)
     check_no_averages(trainer)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
     reports: list[UnlearningReport] = []
@@ -60,7 +68,9 @@ def unlearn(
         nonlocal loaded
         loaded = True
         if trainer.ckpt_path:
-            _take_over(trainer, callback, data, trainer.ckpt_path)
+            _take_over(
+                callback, data, trainer.ckpt_path, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading)
+            )
         reports.append(callback.unlearn(trainer, module, data, files, dry_run))
         return []
 
@@ -70,7 +80,7 @@ def unlearn(
         if data.pending is None:
             data.removal()  # raises: nothing is staged
         try:
-            trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
+            trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False, **loading)
         except _LOADING_ERRORS as error:
             if loaded or ckpt_path is None:
                 raise
@@ -84,9 +94,16 @@ _LOADING_ERRORS = (OSError, EOFError, UnpicklingError, KeyError, RuntimeError, V
 
 def _refusal(error: Exception, ckpt_path: str | Path, module: lightning.LightningModule) -> UnlearningError:
     reason = " ".join(str(error).split())
+    # Torch writes paragraphs, in bold.
+    first = re.sub(r"\x1b\[\d*m", "", str(error).strip().partition("\n")[0])[:200].strip()
+    if isinstance(error, UnpicklingError) and re.search("Unsupported (global|class)|unrecognized function", reason):
+        return UnlearningError(
+            f"the checkpoint {ckpt_path} holds more than tensors and plain values, which is not loaded unasked "
+            f"({first}); pass weights_only=False if you trust where it comes from."
+        )
     if "loading state_dict" not in reason:
         return UnlearningError(
-            f"the checkpoint {ckpt_path} could not be loaded ({type(error).__name__}: {reason}); give the path of one "
+            f"the checkpoint {ckpt_path} could not be loaded ({type(error).__name__}: {first}); give the path of one "
             "that Lightning has written."
         )
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
@@ -119,6 +136,18 @@ def _check_strategy(trainer: lightning.Trainer) -> None:
         )
 
 
+def _loading(trainer: lightning.Trainer, weights_only: bool | None) -> dict[str, bool]:
+    """Return the arguments for loading a checkpoint; Lightning before 2.6 takes none and allows every object."""
+    if "weights_only" in inspect.signature(trainer.predict).parameters:
+        return {} if weights_only is None else {"weights_only": weights_only}
+    if weights_only:
+        raise MisconfigurationException(
+            f"unlearn got weights_only=True, which Lightning {lightning.__version__} cannot keep; leave it out, or "
+            "install Lightning 2.6 or later."
+        )
+    return {}
+
+
 def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) -> lightning.LightningModule:
     found = model if model is not None else trainer.lightning_module
     if found is None:
@@ -130,13 +159,12 @@ def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) 
 
 
 def _take_over(
-    trainer: lightning.Trainer, callback: IFRUCallback, data: InteractionDataModule, path: str | Path
+    callback: IFRUCallback, data: InteractionDataModule, path: str | Path, checkpoint: Mapping[str, Any]
 ) -> None:
     """Take over the checkpoint's ledger, which Lightning restores for fitting only, unless it remembers too much.
 
     The data have been merged with those of the checkpoint by now: what either has forgotten is forgotten.
     """
-    checkpoint = trainer.strategy.load_checkpoint(path)
     state = checkpoint.get(type(data).__qualname__) or {}
     known, forgotten = int(state.get("num_forgotten", 0)), int(data.state_dict()["num_forgotten"])
     if forgotten > known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -216,18 +216,22 @@ def _check_training_step(
     module: IFRUMixin, data: InteractionDataModule, objective: Objective, parameters: Parameters, edge_index: Tensor
 ) -> None:
     """Refuse a training step of the user's own that minimises something else than the objective."""
+    if not module.automatic_optimization:
+        raise _no_loss(module, "optimises by itself")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         batch = {name: column.to(module.device) for name, column in next(iter(data.train_dataloader())).items()}
     examples = Examples(batch["user"], batch["item"], 1 / len(batch["user"]), batch.get("label"), batch.get("negative"))
     wanted = ravel(objective.gradient(parameters, edge_index, [examples], regularize=False))
-    with _without_logging(module):
+    with _without_logging(module), _buffers_kept(module):
         output: Any = module.training_step(batch, 0)
-    loss = output["loss"] if isinstance(output, dict) else output
-    if module.regularizes:
-        loss = loss - module.regularization()
-    named = dict(module.named_parameters())
-    found = torch.autograd.grad(loss, [named[name] for name in parameters], allow_unused=True, materialize_grads=True)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor):
+            raise _no_loss(module, f"returned {type(output).__name__}")
+        if module.regularizes:
+            loss = loss - module.regularization()
+        named = [dict(module.named_parameters())[name] for name in parameters]
+        found = torch.autograd.grad(loss, named, allow_unused=True, materialize_grads=True)
     got = torch.cat([gradient.reshape(-1) for gradient in found])
     if not float((got - wanted).norm()) <= 1e-3 * float(wanted.norm()):
         raise ObjectiveError(
@@ -235,6 +239,26 @@ def _check_training_step(
             f"differs by {float((got - wanted).norm()):.3g} from that of the objective given by encode, decode, loss "
             f"and regularization, norm {float(wanted.norm()):.6g}; put what training minimises into those."
         )
+
+
+def _no_loss(module: IFRUMixin, found: str) -> ObjectiveError:
+    return ObjectiveError(
+        f"{type(module).__name__}.training_step {found}; wanted automatic optimisation and the batch's loss, to "
+        "compare it with the objective: return it, or drop the training_step for that of IFRUMixin."
+    )
+
+
+@contextmanager
+def _buffers_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Undo what a training step counts or averages in buffers."""
+    held = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
+    values = [buffer.clone() for _, _, buffer in held]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (part, name, buffer), value in zip(held, values, strict=True):
+                part._buffers[name] = buffer.copy_(value)
 
 
 @contextmanager

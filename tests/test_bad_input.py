@@ -1,5 +1,6 @@
 """Bad input gets a sentence that says what was got, what was wanted and what to do; and nothing is lost."""
 
+import inspect
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,6 +280,35 @@ class HalfStep(LightGCN):
         return {"loss": 0.5 * super().training_step(batch, batch_idx)}
 
 
+class ByHand(LightGCN):
+    """Its training step makes the steps itself."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.net.embedding.weight.add_(1.0)
+
+
+class Lossless(LightGCN):
+    """Its training step skips the batch."""
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class Unsafe:
+    """An object that is not loaded unasked."""
+
+
+def a_checkpoint_with_an_object(world):
+    _, _, path = world.make["checkpoint"]()
+    world.ckpt_path = world.folder / "object.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"extra": Unsafe()}, world.ckpt_path)
+
+
 class Unseeded(LightGCN):
     """Its rows cannot be drawn anew."""
 
@@ -311,6 +341,7 @@ def averaged_weights(callback):
     return breaks
 
 
+SAFE = "weights_only" in inspect.signature(lightning.Trainer.predict).parameters  # Lightning loads safely since 2.6
 NOT_FINITE = ["finite"]
 L, M = UnlearningError, MisconfigurationException
 CASES = [
@@ -366,6 +397,9 @@ CASES = [
         ["OtherStep.training_step", "differs by", "put what training minimises"],
     ),
     (another_model(HalfStep), ObjectiveError, ["HalfStep.training_step", "differs by", "norm"]),
+    (another_model(ByHand), ObjectiveError, ["ByHand.training_step optimises by itself", "automatic", "drop"]),
+    (another_model(Lossless), ObjectiveError, ["Lossless.training_step returned NoneType", "wanted", "drop"]),
+    *([(a_checkpoint_with_an_object, L, ["object.ckpt holds more than", "pass weights_only=False"])] if SAFE else []),
     (another_model(Unseeded), ObjectiveError, NOT_FINITE),
     (a_method_that_is_none, M, ["'hessian' as method", "wanted an IFRU"]),
     *(
@@ -422,6 +456,8 @@ def test_bad_input_is_refused_with_a_sentence_and_nothing_is_lost(world, snapsho
     message = str(caught.value)
     for fragment in fragments:
         assert fragment in message
+    assert "\n" not in message
+    assert "\x1b" not in message
     state.check(but={"rng"} if "two different answers" in message else ())
     assert "run" not in vars(world.trainer.predict_loop)
     assert torch.is_grad_enabled()
@@ -492,6 +528,39 @@ def test_a_model_that_cannot_be_unlearned_is_left_trained_by_a_callbacks_request
     assert data.user_ids[3] == "person-003"
     assert callback.ledger == []
     assert callback.request is not None
+
+
+def test_a_checkpoint_with_an_object_is_loaded_if_asked_for(world):
+    a_checkpoint_with_an_object(world)
+    arguments = {"weights_only": False} if SAFE else {}
+    report = world.trainer.unlearn(world.data, request=world.request, ckpt_path=world.ckpt_path, **arguments)
+    assert report.num_users_erased == 1
+    assert str(world.ckpt_path) in report.older_checkpoints
+
+
+class CountingStep(LightGCN):
+    """A training step that counts in buffers, in place and anew."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros(()), persistent=False)
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        self.batches = self.batches + 1
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_trying_the_training_step_leaves_its_buffers(trained, dry_run):
+    torch.manual_seed(0)
+    trainer, model, data = trained(model=CountingStep(40, 30, 4, 1, loss="bce", lr=0.05, weight_decay=1e-3))
+    steps, batches, buffers = float(model.steps), float(model.batches), dict(model.named_buffers())
+    assert steps == batches > 1
+    trainer.unlearn(data, request=UnlearningRequest(users=["person-003"]), dry_run=dry_run)
+    assert (float(model.steps), float(model.batches)) == (steps, batches)
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
 
 
 class SameStep(LightGCN):

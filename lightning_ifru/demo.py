@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +70,7 @@ def demo(
         data: CSV of ratings, gzip too; by default the MovieLens ratings of the checkout. Titles are taken from a file
             movies.csv or movies.csv.gz beside it, if there is one.
         model: the recommender to train: LightGCN or matrix factorisation.
-        seed: of the initial weights, the split and the wrong labels.
+        seed: of the initial weights, the split and the wrong labels; from 0 to 4294967295.
         output_dir: where report.json, figure.png, demo.log, metrics.csv and unlearned.ckpt are written.
         epochs: epochs of training.
         user: column of user ids.
@@ -75,13 +78,18 @@ def demo(
         rating: column of ratings.
         threshold: ratings from here on are positive.
     """
+    if not 0 <= seed < 2**32:
+        raise DataError(f"got --seed {seed}; wanted a whole number from 0 to {2**32 - 1}: choose another.")
+    if epochs < 1:
+        raise DataError(f"got --epochs {epochs}; wanted at least 1: there is nothing to forget without training.")
     source = _source(data)
     console = Console(record=True)
-    with _quiet():
+    # The logger has a folder of its own, because it writes more than the metrics.
+    with _quiet(), tempfile.TemporaryDirectory() as scratch:
         lightning.seed_everything(seed, verbose=False)
         story = _plant(read_source(source, user=user, item=item, rating=rating), threshold, seed)
         titles = _titles(source, item)
-        output_dir.mkdir(parents=True, exist_ok=True)
+        _make_writable(output_dir)
         _introduce(console, story, source, titles)
 
         recommender = _recommender(model, story.data)
@@ -89,7 +97,7 @@ def demo(
             max_epochs=epochs,
             accelerator="cpu",
             callbacks=[IFRUCallback(IFRU(seed=seed)), _Epochs(console)],
-            logger=CSVLogger(output_dir, name="", version=""),
+            logger=CSVLogger(scratch, name="", version=""),
             log_every_n_steps=10,
             enable_checkpointing=False,
             enable_progress_bar=console.is_terminal,
@@ -104,6 +112,9 @@ def demo(
         report = unlearn(trainer, story.data, request=story.request)
         after = _Look.at(recommender, story)
         trainer.save_checkpoint(output_dir / "unlearned.ckpt", weights_only=False)
+        for logger in trainer.loggers:
+            logger.save()
+        shutil.copyfile(Path(scratch) / "metrics.csv", output_dir / "metrics.csv")
 
     _conclude(console, report, before, after, story, titles, training)
     (output_dir / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
@@ -127,11 +138,10 @@ class _Look:
             model.eval()
             h = model.encode(data.graph())
             row = data.table.users.lookup([story.neighbour])[0]
-            candidates = data.candidates
-            scores = pair_scores(model.decode, h, torch.full_like(candidates, row), candidates + data.num_users)
-            seen = data.train.item[data.train.user == row]
-            scores[torch.isin(candidates, seen)] = -torch.inf
-            top = data.item_ids[candidates[scores.topk(k).indices].numpy()]
+            candidates = data.candidates  # fewer than k, maybe, where the data are small
+            new = candidates[~torch.isin(candidates, data.train.item[data.train.user == row])]
+            scores = pair_scores(model.decode, h, torch.full_like(new, row), new + data.num_users)
+            top = data.item_ids[new[scores.topk(min(k, len(new))).indices].numpy()]
             pairs = story.mislabelled
             user, item = torch.from_numpy(pairs["row"].to_numpy()), torch.from_numpy(pairs["column"].to_numpy())
             score = torch.sigmoid(pair_scores(model.decode, h, user, item + data.num_users))
@@ -163,10 +173,26 @@ def _source(data: Path | None) -> Path:
     return EMBEDDED
 
 
+def _make_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"nothing can be written to {directory} ({error.strerror}); choose another directory with --output_dir."
+        ) from error
+
+
 def _plant(frame: pd.DataFrame, threshold: float, seed: int) -> Story:
     """Turn 1% of the ratings around, and choose whom and what to forget."""
     frame = frame.drop_duplicates(["user", "item"], keep="last", ignore_index=True)
     liked = frame["rating"].to_numpy() >= threshold
+    if not liked.any():
+        raise DataError(
+            f"none of the ratings reaches --threshold {threshold:g}, they go from {frame['rating'].min():g} to "
+            f"{frame['rating'].max():g}; choose one that some of them reach."
+        )
     wrong = np.random.default_rng(seed).choice(len(frame), max(1, len(frame) // 100), replace=False)
     flipped = liked.copy()
     flipped[wrong] = ~flipped[wrong]
@@ -177,6 +203,11 @@ def _plant(frame: pd.DataFrame, threshold: float, seed: int) -> Story:
     heavy, film = ratings.index[0], frame["item"].value_counts().index[0]
     other = frame[~frame.index.isin(wrong)]
     other = other[(other["item"] != film) & (other["user"] != heavy)]
+    if other.empty:
+        raise DataError(
+            f"got ratings of {frame['item'].nunique()} items by {ratings.size} users, of which none would be left; "
+            "pass data of several users and items with --data."
+        )
     pairs = list(zip(frame["user"].iloc[wrong], frame["item"].iloc[wrong], strict=True))
     # Judged are those of which user and item stay: the rows of the erased are drawn anew and believe nothing.
     judged = pd.DataFrame({"user": [p[0] for p in pairs], "item": [p[1] for p in pairs], "wrong": flipped[wrong]})
@@ -190,15 +221,17 @@ def _plant(frame: pd.DataFrame, threshold: float, seed: int) -> Story:
         heavy_user=heavy,
         heavy_ratings=int(ratings.iloc[0]),
         film=film,
-        neighbour=_neighbour(frame[liked], heavy),
+        neighbour=_neighbour(frame[liked], heavy, other["user"]),
         mislabelled=judged,
     )
 
 
-def _neighbour(liked: pd.DataFrame, user: Any) -> Any:
-    """The user whose liked items are most similar (cosine) to those of ``user``."""
+def _neighbour(liked: pd.DataFrame, user: Any, others: pd.Series[Any]) -> Any:
+    """Of some others the one whose liked items are most similar (cosine) to those of ``user``."""
     items = liked.loc[liked["user"] == user, "item"]
-    shared = liked[liked["item"].isin(items) & (liked["user"] != user)]["user"].value_counts()
+    shared = liked[liked["item"].isin(items) & liked["user"].isin(others)]["user"].value_counts()
+    if shared.empty:
+        return others.iloc[0]
     return (shared / liked["user"].value_counts().reindex(shared.index) ** 0.5).idxmax()
 
 
@@ -213,10 +246,10 @@ def _titles(source: Path, item: str) -> dict[str, str]:
 
 
 def _recommender(name: Literal["lightgcn", "mf"], data: InteractionDataModule) -> LightGCN | MatrixFactorization:
-    sizes = {"num_users": data.num_users, "num_items": data.num_items, "embedding_dim": 64}
+    users, items = data.num_users, data.num_items
     if name == "lightgcn":
-        return LightGCN(**sizes, num_layers=2, loss="bce", lr=1e-2)
-    return MatrixFactorization(**sizes, loss="bce", lr=1e-2)
+        return LightGCN(users, items, embedding_dim=64, num_layers=2, loss="bce", lr=1e-2)
+    return MatrixFactorization(users, items, embedding_dim=64, loss="bce", lr=1e-2)
 
 
 def _introduce(console: Console, story: Story, source: Path, titles: dict[str, str]) -> None:
@@ -240,11 +273,12 @@ def _conclude(
     training: float,
 ) -> None:
     console.print(report)
-    forgetting = report.seconds["influence"] + report.seconds["solve"] + report.seconds["apply"]
+    forgetting = report.seconds["total"]
     table = Table(title="In a sentence each", show_header=False, title_justify="left")
     table.add_column()
     table.add_row(
-        f"Forgetting took {forgetting:.1f} s; training {training:.1f} s, {training / forgetting:.1f} times as long."
+        f"Forgetting took {forgetting:.1f} s, including evaluation before and after; training took {training:.1f} s, "
+        f"{training / forgetting:.1f} times as long."
     )
     if len(before.belief):
         table.add_row(
@@ -255,11 +289,13 @@ def _conclude(
         table.add_row(f"Of the pull that was to be removed, {1 / report.residual_fell:.0%} is left.")
     console.print(table)
 
-    films = Table(title=f"Top ten for user {story.neighbour}, whose taste is nearest to that of the one who left")
+    shown = max(len(before.top), len(after.top))
+    top = f"Top {'ten' if shown == 10 else shown}"
+    films = Table(title=f"{top} for user {story.neighbour}, whose taste is nearest to that of the one who left")
     films.add_column("", width=2)
     for heading in ("before", "after"):
         films.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=(console.width - 12) // 2)
-    for place, (old, new) in enumerate(zip(before.top, after.top, strict=True), start=1):
+    for place, (old, new) in enumerate(zip_longest(before.top, after.top, fillvalue=""), start=1):
         cells = [
             Text(titles.get(str(one), str(one)), style="" if one in others else style)
             for one, others, style in ((old, after.top, "red"), (new, before.top, "green"))
@@ -275,7 +311,8 @@ def _figure(report: UnlearningReport, before: _Look, after: _Look) -> Figure:
     bins = np.linspace(0, 1, 26).tolist()
     for look, label, colour in ((before, "before", "#ee8866"), (after, "after", "#4477aa")):
         middle.hist(look.belief.tolist(), bins=bins, alpha=0.65, label=label, color=colour)
-        middle.axvline(float(look.belief.mean()), color=colour, linestyle="--", linewidth=1)
+        if len(look.belief):
+            middle.axvline(float(look.belief.mean()), color=colour, linestyle="--", linewidth=1)
     middle.set(title="belief in the wrong labels", xlabel="predicted probability of the label", ylabel="ratings")
     middle.legend(frameon=False)
     report.draw_metrics(right)

@@ -43,9 +43,15 @@ def test_the_residual_falls_at_least_threefold_and_auroc_does_not_fall_on_real_r
 
 
 def test_everything_promised_is_written_and_nothing_else(real):
-    assert {path.name for path in real.iterdir()} - {"hparams.yaml"} == WRITTEN
+    assert {path.name for path in real.iterdir()} == WRITTEN
+    metrics = pd.read_csv(real / "metrics.csv")
+    assert metrics["val_loss"].notna().sum() == 50
+    assert any("unlearn" in name or "residual" in name for name in metrics)
     assert (real / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert "Forrest Gump" in (real / "demo.log").read_text()
+    log = (real / "demo.log").read_text()
+    assert "Forrest Gump" in log
+    total = json.loads((real / "report.json").read_text())["seconds"]["total"]
+    assert f"Forgetting took {total:.1f} s, including evaluation" in log
 
 
 def test_the_written_checkpoint_has_forgotten_the_heavy_user(real):
@@ -61,7 +67,7 @@ def test_other_data_and_models_can_be_chosen(model, ratings, tmp_path, capsys):
     out = tmp_path / "out"
     columns = ["--user", "who", "--item", "what", "--rating=stars", "--epochs=2", "--seed=3"]
     assert main(["demo", "--data", str(ratings), "--model", model, "--output_dir", str(out), *columns]) == 0
-    assert {path.name for path in out.iterdir()} >= WRITTEN
+    assert {path.name for path in out.iterdir()} == WRITTEN
     printed = capsys.readouterr().out
     assert "Top ten for user" in printed
     assert "What was forgotten" in printed
@@ -88,3 +94,79 @@ def test_without_the_checkout_it_asks_for_data(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main(["demo", "--output-dir", str(tmp_path / "out")]) == 1
     assert "--data" in capsys.readouterr().err
+
+
+COLUMNS = ["--user=who", "--item=what", "--rating=stars", "--epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--seed=-1", "got --seed -1; wanted a whole number from 0"),
+        ("--seed=4294967296", "got --seed 4294967296; wanted"),
+        ("--epochs=0", "got --epochs 0; wanted at least 1"),
+        ("--threshold=99", "none of the ratings reaches --threshold 99, they go from 1 to 5; choose"),
+    ],
+)
+def test_an_argument_out_of_range_is_one_sentence_and_nothing_is_written(option, sentence, ratings, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["demo", "--data", str(ratings), "--output_dir", str(out), *COLUMNS, option]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_an_output_directory_that_is_a_file_is_one_sentence(below, ratings, tmp_path, capsys):
+    file = tmp_path / "out"
+    file.write_text("mine")
+    out = file / "deeper" if below else file
+    assert main(["demo", "--data", str(ratings), "--output_dir", str(out), *COLUMNS]) == 1
+    error = capsys.readouterr().err
+    assert f"nothing can be written to {out} (" in error
+    assert "choose another directory with --output_dir" in error
+    assert error.count("\n") == 1
+    assert file.read_text() == "mine"
+
+
+def test_an_output_directory_without_permission_is_one_sentence_before_training(ratings, tmp_path, capsys, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(demo_module.tempfile, "TemporaryFile", refuse)  # a superuser may write anywhere
+    assert main(["demo", "--data", str(ratings), "--output_dir", str(tmp_path), *COLUMNS]) == 1
+    captured = capsys.readouterr()
+    assert f"nothing can be written to {tmp_path} (Permission denied)" in captured.err
+    assert "Trained" not in captured.out
+
+
+def write(path, rows):
+    pd.DataFrame(rows, columns=["who", "what", "stars"]).to_csv(path, index=False)
+    return path
+
+
+def test_data_with_fewer_than_ten_items_show_as_many_as_there_are(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    rows = [(f"u{u}", f"i{i}", rng.integers(1, 6)) for u in range(40) for i in range(6) if rng.random() < 0.6]
+    out = tmp_path / "out"
+    path = write(tmp_path / "few.csv", rows)
+    assert main(["demo", "--data", str(path), "--output_dir", str(out), *COLUMNS]) == 0
+    assert "Top ten" not in (printed := capsys.readouterr().out)
+    assert "for user u" in printed
+    assert {path.name for path in out.iterdir()} == WRITTEN
+
+
+def test_a_heavy_user_who_liked_nothing_has_a_neighbour_nonetheless(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    rows = [("heavy", f"i{i}", 1) for i in range(30)]
+    rows += [(f"u{u}", f"i{i}", rng.integers(1, 6)) for u in range(30) for i in range(30) if rng.random() < 0.4]
+    path = write(tmp_path / "sour.csv", rows)
+    assert main(["demo", "--data", str(path), "--output_dir", str(tmp_path / "out"), *COLUMNS]) == 0
+    assert "Top ten for user u" in capsys.readouterr().out
+
+
+def test_data_of_a_single_user_are_one_sentence(tmp_path, capsys):
+    path = write(tmp_path / "one.csv", [("u", f"i{i}", 5) for i in range(20)])
+    assert main(["demo", "--data", str(path), "--output_dir", str(tmp_path / "out"), *COLUMNS]) == 1
+    assert "got ratings of 20 items by 1 users, of which none would be left" in capsys.readouterr().err

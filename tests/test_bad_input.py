@@ -538,6 +538,21 @@ def test_a_checkpoint_with_an_object_is_loaded_if_asked_for(world):
     assert str(world.ckpt_path) in report.older_checkpoints
 
 
+def test_strict_loading_is_refused_where_lightning_cannot_keep_it(world, monkeypatch, snapshot):
+    """Lightning before 2.6, whose ``predict`` has no such argument, stood in for by a narrower signature."""
+    predict = lightning.Trainer.predict
+
+    def older(self, model=None, dataloaders=None, datamodule=None, return_predictions=None, ckpt_path=None):
+        return predict(self, model, dataloaders, datamodule, return_predictions, ckpt_path)
+
+    monkeypatch.setattr(lightning.Trainer, "predict", older)
+    state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
+    with pytest.raises(MisconfigurationException, match=r"weights_only=True, which Lightning .* cannot keep"):
+        world.trainer.unlearn(world.data, request=world.request, weights_only=True)
+    state.check()
+    assert world.trainer.unlearn(world.data, request=world.request, weights_only=False).num_users_erased == 1
+
+
 class CountingStep(LightGCN):
     """A training step that counts in buffers, in place and anew."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch_geometric.nn import MessagePassing
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.objective import Chunk, Loss, NodeKind, Objective, resolve_loss
 from lightning_ifru.parameters import Parameters
+from lightning_ifru.weight_decay import l2_decays, l2_penalty
 
 if TYPE_CHECKING:
     import lightning
@@ -71,7 +72,7 @@ class IFRUMixin(_Base):
             ObjectiveError: the optimiser's decay is decoupled from the gradient (AdamW) and thus no term of a risk,
                 or the optimiser is not one of torch's, of which that is known.
         """
-        return _l2(dict(self.named_parameters()), self._weight_decay())
+        return l2_penalty(dict(self.named_parameters()), l2_decays(self, self.configure_optimizers()))
 
     def resolved_loss(self) -> Loss:
         """Return :attr:`loss` as a :class:`Loss`; a function in the body of the class is no method of it.
@@ -143,7 +144,7 @@ class IFRUMixin(_Base):
             )
         call = _Method(self)
         dense = self._decoder_parameters(call, parameters, edge_index)
-        decays = self._weight_decay()
+        decays = l2_decays(self, self.configure_optimizers())
 
         def encode(p: Parameters, graph: Tensor) -> Tensor:
             return call.on(p, "encode", graph)
@@ -153,7 +154,7 @@ class IFRUMixin(_Base):
 
         def regularization(p: Parameters) -> Tensor:
             own = call.on(p, "regularization") if self.regularizes else 0.0
-            return own + _l2(p, decays)
+            return own + l2_penalty(p, decays)
 
         return (
             Objective(
@@ -291,23 +292,6 @@ class IFRUMixin(_Base):
             kinds[name] = fitting[0]
         return kinds
 
-    def _weight_decay(self) -> dict[str, float]:
-        # An optimiser passes over what is frozen, which has no gradient.
-        names = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
-        decays: dict[str, float] = {}
-        for optimizer in _optimizers(self.configure_optimizers()):
-            for group in optimizer.param_groups:
-                decay = float(group.get("weight_decay", 0.0))
-                if decay and (not _adds_decay(optimizer) or group.get("decoupled_weight_decay")):
-                    raise ObjectiveError(
-                        f"{type(optimizer).__name__} with weight_decay={decay:g} may decay weights outside of "
-                        "the objective; train with Adam(weight_decay=...), or with weight_decay=0 and "
-                        "an own regularization()."
-                    )
-                decay += float(group.get("lambd", 0.0))  # ASGD's own: plain descent makes it a penalty, too
-                decays.update({names[id(p)]: decay for p in group["params"] if decay and id(p) in names})
-        return decays
-
 
 class _Method(nn.Module):
     """Calls a module's methods with other parameters in place of its own."""
@@ -330,34 +314,3 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _l2(parameters: Parameters, decays: Mapping[str, float]) -> Tensor:
-    zero = next(iter(parameters.values())).new_zeros(())
-    return sum((0.5 * decay * parameters[name].square().sum() for name, decay in decays.items()), start=zero)
-
-
-_ADDING_DECAY = {
-    inspect.unwrap(optimizer.step)
-    for optimizer in (
-        *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam),
-        *(torch.optim.RAdam, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
-    )
-}
-
-
-def _adds_decay(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser steps as one of torch's that add ``weight_decay`` times the weights to the gradient."""
-    # Torch wraps the steps of a class when one is made; and its AdamW is, in newer versions, an Adam that is decoupled.
-    return inspect.unwrap(type(optimizer).step) in _ADDING_DECAY
-
-
-def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
-    """Yield the optimisers in any of the forms that ``configure_optimizers`` may return."""
-    if isinstance(configured, torch.optim.Optimizer):
-        yield configured
-    elif isinstance(configured, Mapping):
-        yield from _optimizers(configured.get("optimizer"))
-    elif isinstance(configured, (list, tuple)):
-        for part in configured:
-            yield from _optimizers(part)

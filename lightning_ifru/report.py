@@ -21,7 +21,7 @@ class UnlearningReport:
     Attributes:
         digest: keyed digest (HMAC) of the request.
         num_forgotten: interactions forgotten, by split in ``forgotten_by_split``.
-        num_users_erased, num_items_erased: users and items without any interaction left, whose rows are reset.
+        num_users_erased, num_items_erased: users and items left without a training interaction, whose rows are reset.
         direct_norm, spillover_norm: norms of the two parts of the influence :math:`b`, equation (1).
         residual_before, residual_after: :math:`\|r\|`, zero when unlearning is complete.
         stationarity: :math:`\|\nabla J(\hat\theta)\| / \|b\|`; the larger it is, the less a small residual proves.

@@ -58,7 +58,7 @@ class Unlearning:
         removal, table = data.removal(), data.table
         before = data.graph().to(device)
         kept = table.select("train", positive=True, without=removal)
-        objective, parameters = module.objective(before, data.num_users, data.num_items, method.chunk_size)
+        objective, parameters = module.objective(before, data.num_users, data.num_items)
         _check_batches(objective, data)
         if type(module).training_step is not IFRUMixin.training_step:
             _check_training_step(module, data, objective, parameters, before)
@@ -87,7 +87,7 @@ class Unlearning:
         self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
         gradient = time.perf_counter() - clock
         solves = self.method.max_steps * (2 if self.method.curvature == "auto" else 1)
-        products = self.method.probes + solves * self.method.cg_iterations
+        products = self.method.probes * len(self.parameters) + solves * self.method.cg_iterations
         trials = solves * (len(DAMPINGS) if self.method.damping is None else 1)
         # A curvature product costs about two gradients; each damping tried costs one.
         return self._report(
@@ -194,13 +194,13 @@ class Unlearning:
     def _report(self, **found: Any) -> UnlearningReport:
         request = self.data.pending
         assert request is not None  # the removal was planned from it
-        hops = self.module.message_passing_hops
+        hops, erased = self.module.message_passing_hops, self.problem.erased
         return UnlearningReport(
             digest=request.digest(digest_key()),
             num_forgotten=int(self.removal.rows.sum()),
             forgotten_by_split=dict(self.removal.counts),
-            num_users_erased=len(self.removal.users),
-            num_items_erased=len(self.removal.items),
+            num_users_erased=int(erased[: self.objective.num_users].sum()),
+            num_items_erased=int(erased[self.objective.num_users :].sum()),
             affected_nodes=None if hops is None else int(self.problem.affected(self.objective, hops).sum()),
             **found,
         )

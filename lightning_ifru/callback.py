@@ -115,8 +115,7 @@ class IFRUCallback(lightning.Callback):
         if update.residual_before and not update.steps:
             rank_zero_warn(
                 "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
-                "they were, apart from rows of the erased, which are drawn anew; retrain, or try "
-                "IFRU(curvature='gauss-newton')."
+                "they were, apart from rows of the erased, which are drawn anew; retrain, or train further before."
             )
         self.ledger = [*self.ledger, self._entry(report)]
         # Adam's moments are averages of the gradients of what was forgotten.

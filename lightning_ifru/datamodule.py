@@ -228,6 +228,21 @@ class InteractionDataModule(lightning.LightningDataModule):
         self.table.restore(state_dict)
         self._graph = None
 
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint whose weights remember what these data have forgotten since.
+
+        Raises:
+            DataError: The data have forgotten more than the checkpoint; nothing was changed.
+        """
+        state = checkpoint.get(type(self).__qualname__) or {}
+        known, forgotten = int(state.get("num_forgotten", 0)), int(self.table.state()["num_forgotten"])
+        if forgotten > known:
+            raise DataError(
+                f"the checkpoint has forgotten {known} interactions and the data {forgotten}, so that its weights "
+                "would bring back what was forgotten since; give the checkpoint that the last unlearning wrote, or read "
+                "the data anew and request everything again."
+            )
+
     def _held_out(self, split: str) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         interactions = self.table.select(split)
         return self._loader(interactions, shuffle=False) if len(interactions) else []

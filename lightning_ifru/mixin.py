@@ -106,6 +106,13 @@ class IFRUMixin(_Base):
         h = self._representations()
         return self.decode(h[batch["user"]], h[batch["item"] + self._data().num_users])
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse, before any weight is loaded, a checkpoint that remembers what the data have forgotten since."""
+        trainer = getattr(self, "_trainer", None)
+        data: Any = getattr(trainer, "datamodule", None)
+        if hasattr(data, "check_checkpoint"):
+            data.check_checkpoint(checkpoint)
+
     @property
     def edge_index(self) -> Tensor:
         """The graph of the data the module is attached to, as it stands now, on the module's device."""

@@ -34,7 +34,7 @@ class UnlearningReport:
         seconds: by phase, and ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         dry_run: whether nothing was changed.
-        expected: of a dry run: curvature products and seconds at most.
+        expected: of a dry run: curvature ``products`` and ``seconds`` at most; most solves end far earlier.
         checkpoint: where the unlearned checkpoint was written.
         older_checkpoints: the other checkpoint files in the trainer's folders, and the one loaded: they still remember.
     """

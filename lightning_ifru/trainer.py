@@ -68,9 +68,7 @@ def unlearn(
         nonlocal loaded
         loaded = True
         if trainer.ckpt_path:
-            _take_over(
-                callback, data, trainer.ckpt_path, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading)
-            )
+            _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading))
         reports.append(callback.unlearn(trainer, module, data, files, dry_run))
         return []
 
@@ -158,21 +156,13 @@ def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) 
     return found
 
 
-def _take_over(
-    callback: IFRUCallback, data: InteractionDataModule, path: str | Path, checkpoint: Mapping[str, Any]
-) -> None:
+def _take_over(callback: IFRUCallback, data: InteractionDataModule, checkpoint: Mapping[str, Any]) -> None:
     """Take over the checkpoint's ledger, which Lightning restores for fitting only, unless it remembers too much.
 
-    The data have been merged with those of the checkpoint by now: what either has forgotten is forgotten.
+    The module has looked before its weights were loaded, unless its own ``on_load_checkpoint`` took the place of the
+    mixin's.
     """
-    state = checkpoint.get(type(data).__qualname__) or {}
-    known, forgotten = int(state.get("num_forgotten", 0)), int(data.state_dict()["num_forgotten"])
-    if forgotten > known:
-        raise UnlearningError(
-            f"the checkpoint {path} has forgotten {known} interactions and the data {forgotten}, so that its weights "
-            "would bring back what was forgotten since; give the checkpoint that the last unlearning wrote, or read "
-            "the data anew and request everything again."
-        )
+    data.check_checkpoint(checkpoint)
     states = checkpoint.get("callbacks", {})
     if callback.state_key in states:
         callback.load_state_dict(states[callback.state_key])

@@ -84,9 +84,12 @@ class Unlearning:
         clock = time.perf_counter()
         sides = self.method.sides(self.objective, self.problem)
         self.objective.check(self.parameters, self.problem.before, sides.retained)
-        self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
-        gradient = time.perf_counter() - clock
-        solves = self.method.max_steps * (2 if self.method.curvature == "auto" else 1)
+        for _ in range(2):  # the first also warms up
+            since = time.perf_counter()
+            self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
+            gradient = time.perf_counter() - since
+        # Both curvatures are tried in the first step at most.
+        solves = self.method.max_steps + (self.method.curvature == "auto")
         products = self.method.probes * len(self.parameters) + solves * self.method.cg_iterations
         trials = solves * (len(DAMPINGS) if self.method.damping is None else 1)
         # A curvature product costs about two gradients; each damping tried costs one.

@@ -20,6 +20,7 @@ from rich.console import Console
 import lightning_ifru
 from lightning_ifru import (
     IFRU,
+    DataError,
     IFRUCallback,
     InteractionDataModule,
     ObjectiveError,
@@ -716,7 +717,7 @@ def test_a_checkpoint_fits_a_source_from_which_its_forgotten_rows_were_deleted(t
     assert report.num_users_erased == 1
     trainer.unlearn(deleted, model=twin, request=UnlearningRequest(users=["person-010"]), ckpt_path=report.checkpoint)
     state = weights(twin)
-    with pytest.raises(UnlearningError, match="not those the checkpoint was trained on"):
+    with pytest.raises(UnlearningError, match="bring back what was forgotten since"):
         trainer.unlearn(deleted, model=twin, request=UnlearningRequest(users=["person-011"]), ckpt_path=path)
     assert same(weights(twin), state)
 
@@ -803,6 +804,19 @@ def test_a_bar_is_drawn_where_the_trainer_shows_bars_and_somebody_looks(trained,
     assert bool(drawn.getvalue()) == (terminal and bars)
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_no_stage_loads_a_checkpoint_that_remembers_more_than_the_data(trained, best, stage):
+    trainer, model, data = trained(callbacks=[IFRUCallback(IFRU(max_steps=2)), best()])
+    old = trainer.checkpoint_callback.best_model_path
+    new = trainer.unlearn(data, request=request_for(data)).checkpoint
+    before = weights(model)
+    run = getattr(trainer, stage)
+    with pytest.raises(DataError, match=r"has forgotten 0 interactions and the data \d+"):
+        run(model, datamodule=data, ckpt_path=old)
+    assert same(weights(model), before)
+    run(model, datamodule=data, ckpt_path=new)
+
+
 def test_the_reports_numbers_reach_the_logger(trained, tmp_path):
     logger = CSVLogger(tmp_path, name="log")
     trainer, _, data = trained(logger=logger)
@@ -844,6 +858,7 @@ import sys
 import lightning, torch
 from lightning_ifru import (
     IFRU,
+    DataError,
     IFRUCallback,
     InteractionDataModule,
     ObjectiveError,

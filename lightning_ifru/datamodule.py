@@ -239,7 +239,7 @@ class InteractionDataModule(lightning.LightningDataModule):
         if forgotten > known:
             raise DataError(
                 f"the checkpoint has forgotten {known} interactions and the data {forgotten}, so that its weights "
-                "would bring back what was forgotten since; give the checkpoint that the last unlearning wrote, or read "
+                "would bring back what was forgotten since; give the one that the last unlearning wrote, or read "
                 "the data anew and request everything again."
             )
 

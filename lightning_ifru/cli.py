@@ -21,7 +21,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         auto_cli({"demo": demo}, args=args, prog="lightning-ifru", version=lightning_ifru.__version__)
     except UnlearningError as error:
-        print(f"lightning-ifru: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"lightning-ifru: {error}\n")
         return 1
     return 0
 

@@ -17,8 +17,6 @@ WRITTEN = {"report.json", "figure.png", "demo.log", "metrics.csv", "unlearned.ck
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    if not EMBEDDED.exists():
-        pytest.skip("the embedded MovieLens ratings are not beside the package")
     directory = tmp_path_factory.mktemp("demo")
     assert main(["demo", "--output-dir", str(directory)]) == 0
     return directory

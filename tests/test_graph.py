@@ -87,7 +87,10 @@ def test_propagation_equals_pyg_in_value_gradient_forward_and_second_derivative(
 def test_propagation_passes_gradcheck_in_both_modes():
     edge_index = random_graph(1)
     x = random_rows(0).requires_grad_()
-    f = lambda x: propagate(edge_index, x).sin()  # noqa: E731
+
+    def f(x):
+        return propagate(edge_index, x).sin()
+
     assert torch.autograd.gradcheck(f, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True)
 

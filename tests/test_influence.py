@@ -53,9 +53,10 @@ def full_gradients(world, problem, w, loss, layers, decay, sides):
     # The mean over D weighs R's examples, with the negatives drawn, and F's, with all items, by their numbers.
     everything = problem.candidates.expand(len(problem.forgotten), -1)
     share = len(problem.forgotten) / len(d)
-    of = lambda a, some, negative: oracles.full_gradient(  # noqa: E731
-        w, a, layers, some, world.num_users, loss, decay, negative
-    )
+
+    def of(a, some, negative):
+        return oracles.full_gradient(w, a, layers, some, world.num_users, loss, decay, negative)
+
     before = (1 - share) * of(adjacency[0], r, sides.retained.negative)
     before = before + share * of(adjacency[0], problem.forgotten, everything)
     return [before, of(adjacency[1], r, sides.retained_after.negative)]

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from lightning_ifru.batches import Batch, HeldOutBatches, TrainingBatches, held_out_loader, training_loader
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.interactions import Interactions, InteractionTable, Removal
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.sources import read_source
 from lightning_ifru.splits import RandomSplit
-
-Batch = dict[str, Tensor]
 
 
 class InteractionDataModule(lightning.LightningDataModule):
@@ -204,8 +203,13 @@ class InteractionDataModule(lightning.LightningDataModule):
         self._table, self._graph = table, None
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the shuffled training batches."""
-        return self._loader(self.train, shuffle=True)
+        """Return the training batches, in an order that follows from torch's seed and the epoch.
+
+        Paired retraining is a fit from the same seed on data from which the forgotten have been taken: the same
+        batches and negatives, without them.
+        """
+        num_negatives = 0 if self.labelled else self.num_negatives
+        return training_loader(TrainingBatches(self.table, self.batch_size, num_negatives, torch.initial_seed()))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the validation batches; no loader at all where nothing is held out."""
@@ -245,55 +249,11 @@ class InteractionDataModule(lightning.LightningDataModule):
 
     def _held_out(self, split: str) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         interactions = self.table.select(split)
-        return self._loader(interactions, shuffle=False) if len(interactions) else []
-
-    def _loader(self, interactions: Interactions, *, shuffle: bool) -> DataLoader[Batch]:
-        candidates = None if self.labelled else self.candidates
+        if not len(interactions):
+            return []
         negatives = None
-        if candidates is not None and not shuffle:
+        if not self.labelled:
             generator = torch.Generator().manual_seed(self.seed)
-            negatives = _draw(candidates, len(interactions), self.num_negatives, generator)
-        batches = _Batches(interactions, candidates, self.num_negatives, negatives)
-        # The dataset slices a whole batch at once, so there is nothing left to collate.
-        return DataLoader(batches, batch_size=self.batch_size, shuffle=shuffle, collate_fn=_whole)
-
-
-class _Batches(Dataset[Batch]):
-    """Interactions that are fetched by the batch: with labels, with fixed negatives, or with fresh ones."""
-
-    def __init__(
-        self,
-        interactions: Interactions,
-        candidates: Tensor | None,
-        num_negatives: int,
-        negatives: Tensor | None,
-    ) -> None:
-        self.interactions = interactions
-        self.candidates = candidates
-        self.num_negatives = num_negatives
-        self.negatives = negatives
-
-    def __len__(self) -> int:
-        return len(self.interactions)
-
-    def __getitem__(self, index: int) -> Batch:
-        return {name: column[0] for name, column in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        index = torch.tensor(indices)
-        some = self.interactions[index]
-        if self.candidates is None:
-            return {"user": some.user, "item": some.item, "label": some.label}
-        if self.negatives is None:
-            negative = _draw(self.candidates, len(index), self.num_negatives, None)
-        else:
-            negative = self.negatives[index]
-        return {"user": some.user, "item": some.item, "negative": negative}
-
-
-def _draw(candidates: Tensor, rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
-    return candidates[torch.randint(len(candidates), (rows, columns), generator=generator)]
-
-
-def _whole(batch: Any) -> Any:
-    return batch
+            drawn = torch.randint(len(self.candidates), (len(interactions), self.num_negatives), generator=generator)
+            negatives = self.candidates[drawn]
+        return held_out_loader(HeldOutBatches(interactions, negatives), self.batch_size)

@@ -78,6 +78,9 @@ class InteractionTable:
     without a threshold, and 1 without ratings. Positive interactions, the edges of the graph, are those with
     a label above 0; for ratings without a threshold every interaction is an edge.
 
+    Attributes:
+        trained: Which rows training had before anything was forgotten, a bool mask over all rows.
+
     Args:
         frame: Columns ``user``, ``item``, and possibly ``rating`` and ``timestamp``, nothing missing.
         threshold: Ratings from here on are positive.
@@ -120,6 +123,7 @@ class InteractionTable:
         hashes = self._row_hashes(self.alive, self._seed)
         self._cuts = split.cuts(hashes)
         self.split = assign(hashes, self._cuts)
+        self.trained = self.split == 0
         if not (self.split == 0).any():
             raise DataError(f"none of {len(self)} rows is left for training; give more or choose smaller fractions.")
 
@@ -247,6 +251,8 @@ class InteractionTable:
         user = torch.from_numpy(self.users.moves(users))[self.user]
         item = torch.from_numpy(self.items.moves(items))[self.item]
         seed, cuts = int(state["seed"]), (int(state["cuts"][0]), int(state["cuts"][1]))
+        trained = self.trained.clone()
+        trained[self.alive] = assign(self._row_hashes(self.alive, seed), cuts) == 0
         split = assign(self._row_hashes(kept, seed), cuts)
         if drop is None or bool(((user < 0) | (item < 0))[kept].any()) or not (split == 0).any():
             raise DataError(
@@ -264,7 +270,7 @@ class InteractionTable:
         self.users, self.items, self._candidate = users, items, candidate
         self.user, self.item = user.where(kept, -1), item.where(kept, -1)
         self._clear(~kept)
-        self.split[kept] = split
+        self.split[kept], self.trained = split, trained
         self._seed, self._cuts = seed, cuts
         cleared = int((~kept).sum())
         self._forgotten_elsewhere = max(mine, int(state["num_forgotten"]), cleared) - cleared

@@ -194,7 +194,8 @@ def test_a_labelled_epoch_holds_every_training_interaction_once():
 def test_training_negatives_are_new_each_epoch_and_follow_the_global_seed():
     data = implicit()
     lightning.seed_everything(1, verbose=False)
-    one, other = from_batches(data.train_dataloader()), from_batches(data.train_dataloader())
+    loader = data.train_dataloader()
+    one, other = from_batches(loader), from_batches(loader)
     lightning.seed_everything(1, verbose=False)
     again = from_batches(data.train_dataloader())
     assert one.keys() == {"user", "item", "negative"}

@@ -248,7 +248,7 @@ def test_no_loader_of_the_trainer_holds_what_was_forgotten(make_data, make_train
     assert [ref() for ref in held] == [None] * len(held)
     trainer.fit_loop.max_epochs += 1
     trainer.fit(model, datamodule=data)
-    assert len(trainer.train_dataloader.dataset) == len(data.train)
+    assert sum(len(batch["user"]) for batch in trainer.train_dataloader) == len(data.train)
     trainer.validate(model, datamodule=data, verbose=False)
     assert len(trainer.val_dataloaders.dataset) == len(data.val)
 

@@ -1,0 +1,165 @@
+"""The order of training: everything once an epoch, by seed and epoch alone, and paired with that of the original."""
+
+import lightning
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_ifru import InteractionDataModule, UnlearningRequest
+from lightning_ifru.batches import TrainingBatches
+from lightning_ifru.interactions import InteractionTable
+from lightning_ifru.splits import RandomSplit
+
+
+def table_of(rows, users=9, items=7, held_out=0.2):
+    generator = torch.Generator().manual_seed(1)
+    pair = torch.randperm(users * items, generator=generator)[:rows]
+    frame = pd.DataFrame({"user": (pair // items).tolist(), "item": (pair % items).tolist()})
+    return InteractionTable(frame, split=RandomSplit(held_out, 0.0))
+
+
+def forget(table, **what):
+    table.remove(table.plan(UnlearningRequest(**what)))
+
+
+def train_pairs(table):
+    some = table.select("train")
+    return list(zip(some.user.tolist(), some.item.tolist(), strict=True))
+
+
+def epochs(table, batch_size, negatives, seed, count=2):
+    batches = TrainingBatches(table, batch_size, negatives, seed)
+    for epoch in range(count):
+        batches.set_epoch(epoch)
+        yield [batches[k] for k in range(len(batches))]
+
+
+def rows_of(batch):
+    columns = [batch["user"].tolist(), batch["item"].tolist(), batch["negative"].tolist()]
+    return list(zip(*columns, strict=True))
+
+
+@given(rows=st.integers(5, 40), batch_size=st.integers(1, 50), share=st.floats(0, 0.9), seed=st.integers(-5, 2**63))
+def test_what_is_left_is_seen_once_an_epoch_in_as_many_batches_every_time(rows, batch_size, share, seed):
+    table = table_of(rows)
+    pairs = train_pairs(table)
+    gone = pairs[: min(int(share * len(pairs)), len(pairs) - 1)]
+    if gone:
+        ids = [(table.users.ids[u], table.items.ids[i]) for u, i in gone]
+        forget(table, interactions=ids)
+    kept = train_pairs(table)
+    for batches in epochs(table, batch_size, 2, seed):
+        seen = [row[:2] for batch in batches for row in rows_of(batch)]
+        assert sorted(seen) == sorted(kept)
+        assert all(len(batch["user"]) for batch in batches)
+        assert len(batches) == min(-(-len(pairs) // batch_size), len(kept))
+
+
+def test_the_forgotten_leave_gaps_and_everything_else_stays_where_it_was():
+    whole, part = table_of(60), table_of(60)
+    user = whole.users.ids[3]
+    forget(part, users=[user])
+    dropped = 0
+    for before, after in zip(epochs(whole, 8, 3, seed=4), epochs(part, 8, 3, seed=4), strict=True):
+        assert len(before) == len(after)
+        for original, retrained in zip(before, after, strict=True):
+            wanted = [row for row in rows_of(original) if row[0] != 3]
+            assert rows_of(retrained) == wanted
+            dropped += len(rows_of(original)) - len(wanted)
+    assert dropped == 2 * sum(u == 3 for u, _ in train_pairs(whole)) > 0
+
+
+def test_only_negatives_that_fall_on_a_withdrawn_item_are_drawn_anew():
+    whole, part = table_of(60), table_of(60)
+    forget(part, items=[whole.items.ids[2]])
+    redrawn = 0
+    for before, after in zip(epochs(whole, 8, 3, seed=4), epochs(part, 8, 3, seed=4), strict=True):
+        for original, retrained in zip(before, after, strict=True):
+            wanted = [row for row in rows_of(original) if row[1] != 2]
+            for old, new in zip(wanted, rows_of(retrained), strict=True):
+                assert old[:2] == new[:2]
+                for was, now in zip(old[2], new[2], strict=True):
+                    assert now != 2
+                    assert was in (2, now)
+                    redrawn += was == 2
+    assert redrawn > 0
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_order_and_negatives_change_with_seed_and_epoch(seed):
+    one, two = epochs(table_of(60), 8, 1, seed)
+    other, _ = epochs(table_of(60), 8, 1, 7)
+    again, _ = epochs(table_of(60), 8, 1, seed)
+    assert [rows_of(b) for b in one] == [rows_of(b) for b in again]
+    assert [rows_of(b) for b in one] != [rows_of(b) for b in two]
+    assert [rows_of(b) for b in one] != [rows_of(b) for b in other]
+
+
+def test_what_is_forgotten_while_a_loader_lives_does_not_turn_into_blanks():
+    table = table_of(60)
+    batches = TrainingBatches(table, 8, 1, 0)
+    forget(table, users=[table.users.ids[3]])
+    assert all((batches[k]["user"] >= 0).all() for k in range(len(batches)))
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_a_fit_from_the_same_seed_without_the_forgotten_is_paired_retraining(
+    planted, make_data, make_model, make_trainer, loss, layers
+):
+    """Against training by hand on the original's recorded batches, with the forgotten struck out of them."""
+    request = UnlearningRequest(users=["person-004"])
+    data, recorded = make_data(loss), []
+
+    class Record(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            recorded.append({name: column.clone() for name, column in batch.items()})
+
+    def fit(data, callbacks):
+        lightning.seed_everything(11, verbose=False)
+        model = make_model(loss, layers).double()
+        make_trainer(callbacks=callbacks, max_epochs=3, enable_checkpointing=False).fit(model, datamodule=data)
+        return model
+
+    original = fit(data, [Record()])
+    person = data.user_ids.tolist().index("person-004")
+    data.forget(request)
+    data.commit(data.removal())
+    retrained = fit(data, [])
+
+    by_hand = make_model(loss, layers).double()
+    optimizer = by_hand.configure_optimizers()
+    struck = 0
+    for batch in recorded:
+        kept = batch["user"] != person
+        struck += int((~kept).sum())
+        user, item = batch["user"][kept], batch["item"][kept] + data.num_users
+        h = by_hand.encode(data.graph())
+        scores = (h[user] * h[item]).sum(-1)
+        if loss == "bpr":
+            against = (h[user][:, None] * h[batch["negative"][kept] + data.num_users]).sum(-1)
+            risk = torch.nn.functional.softplus(against - scores[:, None]).mean()
+        else:
+            risk = torch.nn.functional.binary_cross_entropy_with_logits(scores, batch["label"][kept].double())
+        optimizer.zero_grad()
+        risk.backward()
+        optimizer.step()
+    assert struck > 0
+    for name, wanted in by_hand.named_parameters():
+        found = retrained.get_parameter(name)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        assert float((found - original.get_parameter(name)).norm()) > 1e-3
+
+
+def test_a_checkpoint_that_has_forgotten_leaves_the_same_gaps(planted):
+    """In a new process, on the source as it was: which rows training had is known again."""
+    arguments = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 3}
+    first = InteractionDataModule(planted, rating="rating", threshold=3.0, **arguments)
+    first.forget(UnlearningRequest(users=["person-004"]))
+    first.commit(first.removal())
+    second = InteractionDataModule(planted, rating="rating", threshold=3.0, seed=9)
+    second.load_state_dict(first.state_dict())
+    assert not torch.equal(first.table.trained, first.table.split == 0)
+    assert torch.equal(first.table.trained, second.table.trained)

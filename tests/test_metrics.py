@@ -118,7 +118,7 @@ def test_the_size_of_the_pieces_is_irrelevant(world, monkeypatch, pairs):
     inputs = (dot, h, USERS, interactions(held_out), interactions(seen), torch.tensor(candidates))
     user, node = torch.randint(USERS, (100,)), torch.randint(USERS, USERS + ITEMS, (100,))
     whole, scores = metrics.ranking(*inputs, k=5), metrics.pair_scores(dot, h, user, node)
-    monkeypatch.setattr(metrics, "_PAIRS", pairs)
+    monkeypatch.setattr(metrics.scores, "_PAIRS", pairs)
     assert pairs < len(candidates) * USERS
     assert metrics.ranking(*inputs, k=5) == whole
     assert torch.equal(metrics.pair_scores(dot, h, user, node), scores)

@@ -1,0 +1,61 @@
+"""What every measure asks of its input: values that are finite, shapes that fit, and something to measure at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_ifru.errors import UnlearningError
+
+
+def check_finite(**values: Tensor) -> None:
+    """Refuse tensors with a value that is not finite.
+
+    Raises:
+        UnlearningError: The sentence says how many of how many, and of what.
+
+    Example:
+        >>> check_finite(scores=torch.tensor([0.5, torch.nan]))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        lightning_ifru.errors.UnlearningError: 1 of 2 values of scores is not finite; measure a model ...
+    """
+    for name, tensor in values.items():
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            raise UnlearningError(
+                f"{bad} of {tensor.numel()} values of {name} {'is' if bad == 1 else 'are'} not finite; "
+                "measure a model that has not diverged."
+            )
+
+
+def alike(**values: Tensor) -> list[Tensor]:
+    """Return the tensors in float64, in order, all finite and of one shape.
+
+    Raises:
+        UnlearningError: If shapes differ or a value is not finite.
+
+    Example:
+        >>> alike(scores=torch.zeros(2), reference=torch.zeros(3))
+        Traceback (most recent call last):
+        lightning_ifru.errors.UnlearningError: scores [2] and reference [3] differ in shape; measure both on the same.
+    """
+    if len({tensor.shape for tensor in values.values()}) > 1:
+        shapes = " and ".join(f"{name} {list(tensor.shape)}" for name, tensor in values.items())
+        raise UnlearningError(f"{shapes} differ in shape; measure both on the same.")
+    check_finite(**values)
+    return [tensor.to(torch.float64) for tensor in values.values()]
+
+
+def mean(sums: Tensor) -> Tensor:
+    """Return the quotient of a total and a count, ``sums [2]``.
+
+    Raises:
+        UnlearningError: If nothing was counted.
+
+    Example:
+        >>> float(mean(torch.tensor([3.0, 2.0])))
+        1.5
+    """
+    total, count = sums
+    if not count:
+        raise UnlearningError("there is nothing to take a mean of; give at least one pair or row.")
+    return total / count

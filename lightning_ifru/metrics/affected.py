@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_ifru.errors import UnlearningError
-from lightning_ifru.metrics.checks import check_finite
+from lightning_ifru.metrics.checks import check_finite, joined
 from lightning_ifru.metrics.scores import auroc
 
 _STATES = ("scores", "positive", "user_touched", "item_touched")
@@ -88,5 +87,5 @@ class AffectedAUROC(Metric):
 
     def compute(self) -> dict[str, float | None]:
         """Return the three AUROCs on all pairs so far."""
-        scores, *masks = (dim_zero_cat(getattr(self, name)) for name in _STATES)
+        scores, *masks = (joined(getattr(self, name)) for name in _STATES)
         return affected_auroc(scores, *(mask.bool() for mask in masks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_ifru.errors import UnlearningError
 
@@ -59,3 +60,13 @@ def mean(sums: Tensor) -> Tensor:
     if not count:
         raise UnlearningError("there is nothing to take a mean of; give at least one pair or row.")
     return total / count
+
+
+def joined(state: list[Tensor] | Tensor) -> Tensor:
+    """Return a metric's collected values ``[n]``, whether parts of one process or already put together of several.
+
+    Example:
+        >>> joined([torch.ones(1), torch.zeros(1)]), joined([])
+        (tensor([1., 0.]), tensor([], dtype=torch.float64))
+    """
+    return dim_zero_cat(state) if len(state) else torch.empty(0, dtype=torch.float64)

@@ -130,14 +130,13 @@ def _distance_sums(scores: Tensor, reference: Tensor) -> Tensor:
 
 def _floor_sums(retrained: Tensor) -> Tensor:
     """The sum of distances, each the mean over pairs of models, and the number of pairs of nodes."""
-    models = len(retrained)
-    if retrained.ndim != 2 or models < 2:
+    if retrained.ndim != 2 or len(retrained) < 2:
         raise UnlearningError(
             f"a noise floor needs the scores [m, n] of two retrained models at least, not {list(retrained.shape)}; "
             "retrain with another seed."
         )
     check_finite(retrained=retrained)
-    p = retrained.double().sigmoid()
+    models, p = len(retrained), retrained.double().sigmoid()
     apart = torch.stack([(p[a] - p[a + 1 :]).abs().sum() for a in range(models - 1)]).sum()
     return torch.stack([apart / (models * (models - 1) / 2), p.new_tensor(p.shape[1])])
 

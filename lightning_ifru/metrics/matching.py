@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.metrics.checks import check_finite
 
 
 def matched_nonmembers(
@@ -56,6 +57,7 @@ def matched_nonmembers(
         raise UnlearningError(
             f"popularity is of shape {list(popularity.shape)}; give one number for each of {num_items} items."
         )
+    check_finite(popularity=popularity)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(num_items, generator=generator)
     order = shuffled[popularity.cpu()[shuffled].argsort(stable=True)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.metrics.checks import joined
 from lightning_ifru.metrics.scores import auroc
 
 MIN_MEMBERS = 20
@@ -93,4 +93,4 @@ class MembershipAUROC(Metric):
 
     def compute(self) -> Tensor:
         """Return the AUROC of the attack on all pairs so far."""
-        return membership_auroc(dim_zero_cat(self.members), dim_zero_cat(self.nonmembers))
+        return membership_auroc(joined(self.members), joined(self.nonmembers))

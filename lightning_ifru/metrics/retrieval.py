@@ -23,9 +23,15 @@ def ranking(
     candidates: Tensor,
     k: int = 20,
 ) -> dict[str, float | None]:
-    """Return Recall@k and NDCG@k of ranking all candidate items for the users with held-out positives.
+    r"""Return Recall@k and NDCG@k of ranking all candidate items for the users with held-out positives.
 
-    Items of ``seen`` are left out of a user's list.
+    .. math::
+
+        \mathrm{Recall@}k = \frac{1}{|U|} \sum_u \frac{|T_u \cap H_u|}{|H_u|}, \qquad
+        \mathrm{NDCG@}k = \frac{1}{|U|} \sum_u
+            \frac{\sum_{r \le k} [T_{ur} \in H_u] / \log_2 (r + 1)}{\sum_{r \le \min(k, |H_u|)} 1 / \log_2 (r + 1)}
+
+    with a user's held-out items :math:`H_u` and list :math:`T_u`, from which the items of ``seen`` are left out.
 
     Args:
         decode: ``(source [B, d], destination [B, d]) -> scores [B]``; ``None`` for dot products.
@@ -36,8 +42,19 @@ def ranking(
         candidates: the items ``[M]`` to be ranked.
         k: the length of the lists.
 
+    Returns:
+        ``"recall@k"`` and ``"ndcg@k"``, ``None`` if nothing is held out.
+
     Raises:
         UnlearningError: If a score is not finite.
+
+    Source: ``torch_geometric.metrics``, ``LinkPredRecall`` and ``LinkPredNDCG``.
+
+    Example:
+        >>> held_out, seen = (Interactions(torch.tensor([0]), torch.tensor([i]), torch.ones(1)) for i in (1, 0))
+        >>> h = torch.tensor([[1.0], [3.0], [2.0], [1.0]])  # one user, and three items of which the best was seen
+        >>> ranking(None, h, 1, held_out, seen, candidates=torch.arange(3), k=1)
+        {'recall@1': 1.0, 'ndcg@1': 1.0}
     """
     if not len(held_out):
         return {f"recall@{k}": None, f"ndcg@{k}": None}

@@ -17,7 +17,12 @@ _PAIRS = 1 << 14
 
 
 def dot_product(source: Tensor, destination: Tensor) -> Tensor:
-    """Return the dot products ``[B]`` of rows ``[B, d]``."""
+    """Return the dot products ``[B]`` of rows ``[B, d]``.
+
+    Example:
+        >>> dot_product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([11.])
+    """
     return (source * destination).sum(-1)
 
 

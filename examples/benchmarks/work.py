@@ -1,0 +1,134 @@
+"""What one worker does: an original, the models it is compared with, and one method after another."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from averages import keep_scores
+from measure import Probe, View, measure
+from methods.interface import Method
+from plan import ALL_METHODS, Job, by_deletion
+from protocol import Deletion, Ratings
+from recipes import Scorer, Trained
+from rows import Row, key_of, peak_memory, provenance, reset_peak_memory
+from store import Store
+
+from lightning_ifru import UnlearningRequest
+
+#: Free retraining takes seeds that nothing else has.
+_FREE = 2000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a run share.
+
+    Attributes:
+        ratings: the data.
+        folder: where rows, models and scores are kept.
+        workers: processes at work, as a row says.
+    """
+
+    ratings: Ratings
+    folder: Path
+    workers: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker has to say: what it does now, a finished row, or what has failed."""
+
+    doing: str = ""
+    row: Row | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One original and one deletion, with everything that methods are compared with."""
+
+    original: Trained
+    request: UnlearningRequest
+    probe: Probe
+    before: View
+    swapped: View
+    paired: View
+    free: list[View]
+    seconds: dict[str, float]
+
+
+def work(job: Job, setting: Setting) -> Iterator[Event]:
+    """Run the tasks of a job, and tell as it goes."""
+    store = Store(setting.folder / "models", setting.ratings)
+    prepared: dict[str, tuple[Method, Scorer, float]] = {}
+    for deletion, tasks in by_deletion(job):
+        where = f"{job.name}, {deletion.name}"
+        yield Event(f"{where}: training")
+        case = _case(job, deletion, store, tasks[0]["settings"]["retraining_seeds"])
+        references = key_of(of=sorted(task["key"] for task in tasks))
+        keep_scores(setting.folder, references, original=case.before, swapped=case.swapped, paired=case.paired)
+        for task in tasks:
+            name = task["method"]
+            yield Event(f"{where}: {name}")
+            try:
+                if name not in prepared:
+                    prepared[name] = _prepare(name, case.original)
+                row = _run(task, case, *prepared[name], setting)
+                row["references"] = references
+            except Exception:  # a method that fails must not take the others with it
+                yield Event(failed=f"{where}, {name}: {traceback.format_exc()}")
+            else:
+                yield Event(row=row)
+
+
+def _case(job: Job, deletion: Deletion, store: Store, free_seeds: int) -> _Case:
+    original = store.trained(job.recipe, deletion, job.seed, retrained=False)
+    paired = store.trained(job.recipe, deletion, job.seed, retrained=True)
+    free = [store.trained(job.recipe, deletion, _FREE + k, retrained=True) for k in range(free_seeds)]
+    module, data = original.copy()
+    request = store.ratings.request(deletion, data)
+    data.forget(request)
+    probe = Probe.of(data, data.removal(), store.ratings.settings.seed)
+    return _Case(
+        original,
+        request,
+        probe,
+        before=probe.view(original.scorer),
+        swapped=probe.view(Scorer.of(module, paired.data)),
+        paired=probe.view(paired.scorer),
+        free=[probe.view(model.scorer) for model in free],
+        seconds={"original": original.seconds, "retraining": paired.seconds},
+    )
+
+
+def _prepare(name: str, original: Trained) -> tuple[Method, Scorer, float]:
+    method, since = ALL_METHODS[name](), perf_counter()
+    scorer = method.prepare(original)
+    return method, scorer, perf_counter() - since
+
+
+def _run(task: Row, case: _Case, method: Method, start: Scorer, preparation: float, setting: Setting) -> Row:
+    """Let a method forget, and measure it."""
+    # Those that train a model of their own are measured against that.
+    before = case.probe.view(start)
+    reset_peak_memory()
+    forgotten = method.forget(case.original, case.request)
+    peak = peak_memory()
+    after = case.probe.view(forgotten.scorer)
+    own = {} if torch.equal(before.scores["test"], case.before.scores["test"]) else {"original": before}
+    keep_scores(setting.folder, task["key"], unlearned=after, **own)
+    return {
+        **task,
+        **provenance(setting.workers),
+        "peak_memory_mb": peak,
+        # What came before the request, and what it is compared with, is no part of the method's total.
+        "seconds": {**forgotten.seconds, "prepare": preparation, **{f"of_{k}": v for k, v in case.seconds.items()}},
+        "details": dict(forgotten.details),
+        "forgotten": len(case.probe.groups["forgotten"][0]),
+        "metrics": measure(after, before, case.swapped, case.paired, case.free),
+    }

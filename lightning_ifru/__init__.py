@@ -3,6 +3,8 @@
 Importing the package adds ``unlearn`` to ``lightning.pytorch.Trainer``.
 """
 
+from lightning_ifru.audit_report import AuditReport
+from lightning_ifru.auditing import audit
 from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, ObjectiveError, RequestError, SolverError, UnlearningError
@@ -16,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IFRU",
+    "AuditReport",
     "DataError",
     "IFRUCallback",
     "IFRUMixin",
@@ -26,5 +29,6 @@ __all__ = [
     "UnlearningError",
     "UnlearningReport",
     "UnlearningRequest",
+    "audit",
     "unlearn",
 ]

@@ -1,0 +1,217 @@
+"""What an audit rests on: checkpoints that fit each other, and the pairs that one remembers and the other does not."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from torch import Tensor
+
+from lightning_ifru.callback import IFRUCallback
+from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import DataError, UnlearningError
+from lightning_ifru.graph import bipartite_edge_index
+from lightning_ifru.ids import IdIndex
+from lightning_ifru.interactions import InteractionTable
+from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.trainer import _LOADING_ERRORS, _loading, _refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One checkpoint: its weights, what its data were, and which file it is.
+
+    Attributes:
+        role: what it is called in the report.
+        file: the name of the file, without its folder.
+        sha256: of the file.
+        weights: its ``state_dict``.
+        ledger: what it says it has forgotten; ``[]`` if it says nothing.
+        data: the state of the data, as of :meth:`InteractionTable.state`.
+    """
+
+    role: str
+    file: str
+    sha256: str
+    weights: dict[str, Any]
+    ledger: list[dict[str, Any]]
+    data: dict[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        role: str,
+        path: str | Path,
+        trainer: lightning.Trainer,
+        data: InteractionDataModule,
+        module: IFRUMixin,
+        weights_only: bool | None,
+    ) -> Exhibit:
+        """Read a checkpoint as the trainer does, and try its weights on the module's copy.
+
+        Raises:
+            UnlearningError: it cannot be read, does not fit the module, or does not say what its data were.
+        """
+        try:
+            checkpoint = trainer.strategy.load_checkpoint(path, **_loading(trainer, weights_only))
+            module.on_load_checkpoint(checkpoint)
+            loaded = cls(
+                role=role,
+                file=Path(path).name,
+                sha256=_sha256(path),
+                weights=checkpoint["state_dict"],
+                ledger=checkpoint.get("callbacks", {}).get(IFRUCallback().state_key, {}).get("ledger", []),
+                data=checkpoint.get(type(data).__qualname__) or {},
+            )
+            loaded.fill(module)
+        except _LOADING_ERRORS as error:
+            raise _refusal(error, path, module) from error
+        if "user_ids" not in loaded.data:
+            raise DataError(
+                f"the {role} checkpoint {loaded.file} does not say which interactions it was trained on; give one "
+                f"that was written by a trainer with {type(data).__name__} as its datamodule."
+            )
+        return loaded
+
+    def fill(self, module: IFRUMixin) -> None:
+        """Put the weights into a module."""
+        module.load_state_dict(self.weights, strict=module.strict_loading)
+
+    def table(self, table: InteractionTable) -> InteractionTable | None:
+        """Return a copy of the table as the checkpoint knew it, or ``None`` if it was trained on something else."""
+        known = copy.deepcopy(table)
+        try:
+            known.restore(self.data)
+        except DataError:
+            return None
+        return known if known.state()["fingerprint"] == self.data["fingerprint"] else None
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The checkpoints of an audit, and the data of the two sides.
+
+    Attributes:
+        original, unlearned, retrained: the checkpoints.
+        before: the table as the original model knew it.
+        after: the table as the unlearned model knows it, row for row the same.
+        forgotten: which rows the original has and the unlearned has not, a bool mask.
+    """
+
+    original: Exhibit
+    unlearned: Exhibit
+    retrained: list[Exhibit]
+    before: InteractionTable
+    after: InteractionTable
+    forgotten: Tensor
+
+    @classmethod
+    def gather(
+        cls, original: Exhibit, unlearned: Exhibit, retrained: Sequence[Exhibit], table: InteractionTable
+    ) -> Evidence:
+        """Find out from the source's ``table``, which stays as it is, what was forgotten between two checkpoints.
+
+        Raises:
+            DataError: the checkpoints are not of the same users, items, split or data, the source is another one or
+                no longer holds the forgotten, or a retrained model holds something else than the unlearned one.
+            UnlearningError: nothing was forgotten between them.
+        """
+        for other in (unlearned, *retrained):
+            _check_layout(original, other)
+        after, before = unlearned.table(table), original.table(table)
+        if before is None and after is not None:
+            raise DataError(
+                "the source no longer holds the forgotten pairs, and the audit needs them to ask the models about "
+                "them; run it before the source is cleared, or on the source as it was."
+            )
+        for exhibit, known in ((original, before), (unlearned, after)):
+            if known is None:
+                raise _other_data(exhibit)
+        assert before is not None
+        assert after is not None
+        back = int((after.alive & ~before.alive).sum())
+        forgotten = before.alive & ~after.alive
+        if back or not forgotten.any():
+            raise UnlearningError(
+                f"the unlearned checkpoint {unlearned.file} has forgotten {int(forgotten.sum())} interactions of the "
+                f"original {original.file} and holds {back} that this has forgotten; wanted some and none: give the "
+                "checkpoint from before the unlearning as original and the one from after it as unlearned."
+            )
+        for exhibit in retrained:
+            _check_retrained(exhibit, exhibit.table(table), after, forgotten)
+        return cls(original, unlearned, list(retrained), before, after, forgotten)
+
+    @property
+    def exhibits(self) -> list[Exhibit]:
+        """All checkpoints, in order."""
+        return [self.original, self.unlearned, *self.retrained]
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The entries of the unlearned model's ledger that the original's has not."""
+        return [entry for entry in self.unlearned.ledger if entry not in self.original.ledger]
+
+
+def edges(table: InteractionTable) -> Tensor:
+    """Return the ``edge_index`` ``[2, 2E]`` of a table's positive training interactions."""
+    some = table.select("train", positive=True)
+    return bipartite_edge_index(some.user, some.item, len(table.users))
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_layout(original: Exhibit, other: Exhibit) -> None:
+    """Refuse another checkpoint whose rows stand for other users or items, or whose test pairs were trained on."""
+    for kind in ("user", "item"):
+        mine, theirs = (IdIndex(exhibit.data[f"{kind}_ids"]) for exhibit in (original, other))
+        if not mine.fits(theirs):
+            raise DataError(
+                f"the rows of the {other.role} checkpoint {other.file} stand for other {kind}s ({len(theirs)}) than "
+                f"those of the original {original.file} ({len(mine)}); {_SAME_DATA}."
+            )
+    if [original.data[name] for name in ("seed", "cuts")] != [other.data[name] for name in ("seed", "cuts")]:
+        raise DataError(
+            f"the {other.role} checkpoint {other.file} was trained on another split than the original "
+            f"{original.file}, so that their test pairs differ; {_SAME_DATA}."
+        )
+
+
+def _check_retrained(
+    exhibit: Exhibit, known: InteractionTable | None, after: InteractionTable, forgotten: Tensor
+) -> None:
+    if known is None:
+        raise _other_data(exhibit)
+    if kept := int((known.alive & forgotten).sum()):
+        raise DataError(
+            f"the {exhibit.role} checkpoint {exhibit.file} still contains {kept} of the {int(forgotten.sum())} "
+            f"forgotten pairs; {_SAME_DATA}."
+        )
+    if differing := int((known.alive ^ after.alive).sum()):
+        raise DataError(
+            f"the {exhibit.role} checkpoint {exhibit.file} and the unlearned one differ in {differing} more "
+            f"interactions than those forgotten; {_SAME_DATA}."
+        )
+
+
+def _other_data(exhibit: Exhibit) -> DataError:
+    return DataError(
+        f"the data are not those that the {exhibit.role} checkpoint {exhibit.file} was trained on, which has "
+        f"{exhibit.data['num_rows']} interactions with {len(exhibit.data['forgotten'])} forgotten; read the same "
+        "source with the same columns and threshold."
+    )
+
+
+_SAME_DATA = (
+    "train it on the original's data with the request committed: data.forget(request), data.commit(data.removal())"
+)

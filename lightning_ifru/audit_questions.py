@@ -1,0 +1,202 @@
+"""What an audit asks every model: about held-out, forgotten and never seen pairs, and what to recommend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_ifru.errors import ObjectiveError, UnlearningError
+from lightning_ifru.interactions import Interactions, InteractionTable
+from lightning_ifru.metrics import (
+    MIN_MEMBERS,
+    affected_auroc,
+    block_scores,
+    matched_nonmembers,
+    membership_auroc,
+    pair_scores,
+    ranking,
+)
+from lightning_ifru.metrics.checks import check_finite
+from lightning_ifru.mixin import IFRUMixin
+
+#: The length of recommended lists.
+TOP = 20
+#: Users ranked at a time.
+_USERS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model says.
+
+    Attributes:
+        test: logits ``[n]`` of the test pairs.
+        forgotten: logits ``[f]`` of the forgotten training pairs.
+        top: the recommended items ``[users, 20]``.
+        h: representations ``[num_nodes, d]``.
+        figures: ``auroc``, ``auroc_or``, ``auroc_and``, ``recall@20``, ``ndcg@20``, ``membership_auroc`` and
+            ``forgotten_probability``.
+    """
+
+    test: Tensor
+    forgotten: Tensor
+    top: Tensor
+    h: Tensor
+    figures: dict[str, float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """Pairs and users that every model is asked about, the same for all of them.
+
+    Attributes:
+        num_users, num_items: sizes of the model.
+        test: surviving test pairs; with implicit feedback as many pairs of the same users, with items drawn
+            uniformly and label 0, follow them.
+        user_touched, item_touched: whether user or item of a test pair occurs in a forgotten training pair.
+        forgotten: the training pairs that were to be forgotten.
+        members: of these the positive ones whose users have left something unseen.
+        nonmembers: as many pairs never seen, matched by user and popularity.
+        held_out: surviving test pairs that are positive.
+        seen: surviving training pairs.
+        candidates: items that may be recommended.
+        users: users with surviving training pairs who have not seen all but a few candidates.
+    """
+
+    num_users: int
+    num_items: int
+    test: Interactions
+    user_touched: Tensor
+    item_touched: Tensor
+    forgotten: Interactions
+    members: Interactions
+    nonmembers: tuple[Tensor, Tensor]
+    held_out: Interactions
+    seen: Interactions
+    candidates: Tensor
+    users: Tensor
+
+    @classmethod
+    def of(
+        cls, before: InteractionTable, after: InteractionTable, forgotten: Tensor, seed: int, device: torch.device
+    ) -> Questions:
+        """Choose what to ask about rows ``forgotten`` of the table ``before``, of which ``after`` is what is left.
+
+        Raises:
+            UnlearningError: too few forgotten pairs for an attack.
+        """
+        num_users, num_items = len(before.users), len(before.items)
+        trained = _rows(before, forgotten & before.rows("train"))
+        members = _with_something_unseen(_rows(before, forgotten & before.rows("train", positive=True)), before)
+        if len(members) < MIN_MEMBERS:
+            raise UnlearningError(
+                f"of {int(forgotten.sum())} forgotten interactions {len(members)} can be used for a membership attack "
+                f"(positive, in the training data, their user has left something unseen), which needs {MIN_MEMBERS}; "
+                "audit several requests together."
+            )
+        everything = _rows(before, before.alive)
+        edges = before.select("train", positive=True)
+        nonmembers = matched_nonmembers(
+            members.user,
+            members.item,
+            everything.user,
+            everything.item,
+            num_users,
+            num_items,
+            torch.bincount(edges.item, minlength=num_items),
+            seed,
+        )
+        test, candidates, seen = after.select("test"), after.candidates, after.select("train")
+        held_out = test[test.label > 0]
+        if not before.labelled:
+            # As in metrics.evaluate, so that the two can be compared.
+            generator = torch.Generator().manual_seed(seed)
+            drawn = candidates[torch.randint(len(candidates), (len(test),), generator=generator)]
+            label = torch.cat([test.label, torch.zeros_like(test.label)])
+            test = Interactions(test.user.repeat(2), torch.cat([test.item, drawn]), label)
+        known = torch.bincount(seen.user, minlength=num_users)
+        users = ((known > 0) & (known <= len(candidates) - TOP)).nonzero().flatten()
+        return cls(
+            num_users=num_users,
+            num_items=num_items,
+            test=test.to(device),
+            user_touched=torch.isin(test.user, trained.user).to(device),
+            item_touched=torch.isin(test.item, trained.item).to(device),
+            forgotten=trained.to(device),
+            members=members.to(device),
+            nonmembers=(nonmembers[0].to(device), nonmembers[1].to(device)),
+            held_out=held_out.to(device),
+            seen=seen.to(device),
+            candidates=candidates.to(device),
+            users=users.to(device),
+        )
+
+    @torch.no_grad()
+    def ask(self, module: IFRUMixin, edge_index: Tensor, role: str) -> Answers:
+        """Return what a module in evaluation mode answers on a graph ``[2, 2E]``.
+
+        Args:
+            module: the module, on the device of the questions.
+            edge_index: the graph of what it was trained on.
+            role: what it is called where it is refused.
+
+        Raises:
+            ObjectiveError: its representations are not one row for each user and item.
+            UnlearningError: a score is not finite.
+        """
+        h = module.encode(edge_index.to(self.candidates.device))
+        if h.dim() != 2 or h.shape[0] != self.num_users + self.num_items:
+            raise ObjectiveError(
+                f"encode of {type(module).__name__} returned shape {tuple(h.shape)}; wanted one row for each of the "
+                f"data's {self.num_users} users and then {self.num_items} items."
+            )
+        check_finite(**{f"what the {role} model encodes": h})
+        decode = None if module.scores_dot_products else module.decode
+
+        def scores(user: Tensor, item: Tensor) -> Tensor:
+            found = pair_scores(module.decode, h, user, item + self.num_users)
+            check_finite(**{f"the {role} model's scores": found})
+            return found
+
+        test, forgotten = (scores(some.user, some.item) for some in (self.test, self.forgotten))
+        auroc = affected_auroc(test, self.test.label > 0, self.user_touched, self.item_touched)
+        members, nonmembers = scores(self.members.user, self.members.item), scores(*self.nonmembers)
+        return Answers(
+            test=test,
+            forgotten=forgotten,
+            top=self._recommended(module, h),
+            h=h,
+            figures={
+                "auroc": auroc["all"],
+                "auroc_or": auroc["or"],
+                "auroc_and": auroc["and"],
+                **ranking(decode, h, self.num_users, self.held_out, self.seen, self.candidates, TOP),
+                "membership_auroc": float(membership_auroc(members, nonmembers)),
+                "forgotten_probability": float(members.double().sigmoid().mean()),
+            },
+        )
+
+    def _recommended(self, module: IFRUMixin, h: Tensor) -> Tensor:
+        """The items ``[users, 20]`` with the highest scores among the candidates that a user has not seen."""
+        decode = None if module.scores_dot_products else module.decode
+        lists = [torch.empty(0, TOP, dtype=torch.long, device=h.device)]
+        for block in self.users.split(_USERS):
+            scores = h.new_full((len(block), self.num_items), -torch.inf)
+            scores[:, self.candidates] = block_scores(decode, h, block, self.candidates + self.num_users)
+            known = self.seen[torch.isin(self.seen.user, block)]
+            scores[torch.searchsorted(block, known.user), known.item] = -torch.inf
+            lists.append(scores.topk(TOP).indices)
+        return torch.cat(lists)
+
+
+def _rows(table: InteractionTable, rows: Tensor) -> Interactions:
+    return Interactions(table.user[rows], table.item[rows], table.label[rows])
+
+
+def _with_something_unseen(pairs: Interactions, table: InteractionTable) -> Interactions:
+    """The pairs of those users who have not seen every item: only they have a pair never seen to compare with."""
+    # Every pair is in the table once.
+    seen = torch.bincount(table.user[table.alive], minlength=len(table.users))
+    return pairs[seen[pairs.user] < len(table.items)]

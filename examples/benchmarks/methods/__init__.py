@@ -10,6 +10,8 @@ from methods.gradient import GradientStep
 from methods.ifru import InfluenceUnlearning
 from methods.interface import Method
 from methods.local import Local
+from methods.partial import sisa
+from methods.receraser import receraser
 from methods.retraining import Retraining
 from methods.scif import DirectInfluence
 
@@ -27,6 +29,8 @@ _METHODS: list[Callable[[], Method]] = [
     lambda: Local("reset-rows", reset=True),
     lambda: DirectInfluence("scif", IFRU(curvature="gauss-newton", max_steps=1), endpoints_only=True),
     lambda: GradientStep("gradient-step"),
+    sisa,
+    receraser,
     # Ablations: ours but for one thing.
     lambda: DirectInfluence("ifru-no-spillover"),
     lambda: InfluenceUnlearning("ifru-undamped", IFRU(damping=0.0)),

@@ -12,23 +12,27 @@ from recipes import Scorer, Trained, fit
 from torch.func import grad
 
 from lightning_ifru import UnlearningRequest
+from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.objective import Examples
-from lightning_ifru.parameters import ravel, unravel
+from lightning_ifru.parameters import unravel
 from lightning_ifru.pruning import expand_to_parameters
 from methods.interface import Forgotten
 from methods.staged import Staged
+
+#: They start along the influence, and arrive within some per cent.
+_POWER_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
 class FineTuning:
     """Warm-start training on the retained data and graph, with a fresh Adam of the original's recipe.
 
-    Rows of erased users and items start anew.
+    Rows of erased users and items start anew. With ``control_variate`` it is :class:`ControlVariate` that steps.
 
     Args:
         name: in the tables.
         epochs: over the retained data.
-        control_variate: whether gradients are corrected by :class:`ControlVariate`.
+        control_variate: whether gradients are corrected to aim at the residual of unlearning.
     """
 
     name: str
@@ -42,23 +46,33 @@ class FineTuning:
     def forget(self, original: Trained, request: UnlearningRequest) -> Forgotten:
         """Train on for some epochs."""
         staged = Staged(original, request)
-        corrections = [ControlVariate(staged)] if self.control_variate else []
-        staged.lap("influence")
+        corrections = list[Callback]()
+        if self.control_variate:
+            variate = ControlVariate(staged)
+            corrections.append(variate)
+            staged.module.configure_optimizers = lambda: torch.optim.SGD(staged.module.parameters(), lr=variate.rate)
+            staged.lap("influence")
         staged.put(staged.start)
         lightning.seed_everything(original.seed, verbose=False)
-        fit(staged.module, staged.data, self.epochs, list[Callback](corrections))
+        fit(staged.module, staged.data, self.epochs, corrections)
         staged.lap("train")
         return staged.finish(details={"epochs": self.epochs})
 
 
 class ControlVariate(Callback):
-    r"""Corrects every minibatch's gradient so that its mean is the residual of unlearning.
+    r"""Corrects every minibatch's gradient so that its mean is the residual of unlearning, and scales its rows.
 
-    .. math::  \nabla J(\theta; B, G') - \nabla J(\hat\theta; B, G') - b
-               \;\to\; \nabla J(\theta; R, G') - \nabla J(\hat\theta; D, G) = r(\theta)
+    .. math::  g = \nabla J(\theta; B, G') - \nabla J(\hat\theta; B, G') - b
+               \;\to\; \nabla J(\theta; R, G') - \nabla J(\hat\theta; D, G) = r(\theta), \qquad
+               \theta \leftarrow \theta - M^{-1} g / \lambda
 
     for a batch :math:`B` of the retained, whose noise cancels near :math:`\hat\theta`. What training had left of the
     gradient is no reason to move, and rows of the erased are held.
+
+    The steps are those of SGD with the row of a node divided by its share :math:`M_v = n_v / n` of the interactions,
+    and the largest curvature :math:`\lambda` of :math:`M^{-1/2} C M^{-1/2}` (Gauss-Newton, five power iterations) for
+    the rate. Adam would move every row as far, however little of the residual is its own: with it the scores of test
+    pairs ended further from retraining than where they began.
 
     Args:
         staged: the request, worked out against the model before anything is changed.
@@ -68,26 +82,35 @@ class ControlVariate(Callback):
     """
 
     def __init__(self, staged: Staged) -> None:
-        u = self._unlearning = staged.unlearning
-        self._start = staged.start
-        influence = u.method.influence(u.objective, u.parameters, u.problem, start=staged.start)
-        self._free = expand_to_parameters(~u.problem.erased, u.objective, u.parameters)
-        self._constant = influence.total + ravel(grad(u.objective.regularization)(staged.start))
-        self._anchor = torch.zeros_like(self._constant)
+        u, self._start = staged.unlearning, staged.start
+        self._objective, self._graph, self._omega = u.objective, u.problem.after, grad(u.objective.regularization)
+        self._b = u.method.influence(u.objective, u.parameters, u.problem, start=self._start).total
+        counts = u.problem.node_counts(u.objective, u.problem.retained).clamp(min=1)
+        share = expand_to_parameters(counts / len(u.problem.retained), u.objective, self._start)
+        free = expand_to_parameters(~u.problem.erased, u.objective, self._start)
+        curvature = GaussNewton(
+            u.objective, self._start, self._graph, [u.method.sides(u.objective, u.problem).retained_after]
+        )
+        direction, scale = self._b * free, free * share.rsqrt()
+        for _ in range(_POWER_ITERATIONS if direction.any() else 0):
+            direction = scale * curvature(scale * direction / direction.norm())
+        #: The rate of SGD.
+        self.rate = 1 / float(direction.norm()) if direction.any() else 0.0
+        self._rows = unravel(free / share, self._start)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch's gradient at the start."""
-        u = self._unlearning
         user = batch["user"]
         examples = Examples(user, batch["item"], 1 / len(user), batch.get("label"), batch.get("negative"))
-        self._anchor = ravel(u.objective.gradient(self._start, u.problem.after, [examples], regularize=False))
+        self._anchor = self._objective.gradient(self._start, self._graph, [examples])
 
     def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Correct the gradient; the optimiser adds its own of the L2 penalty, as it does in training."""
-        correction = unravel(self._anchor + self._constant, self._start)
-        free = unravel(self._free, self._start)
-        for name, p in pl_module.named_parameters():
+        """Correct and scale the gradient, the penalty's included."""
+        named = dict(pl_module.named_parameters())
+        omega = self._omega({name: p.detach() for name, p in named.items()})
+        b = unravel(self._b, self._start)
+        for name, p in named.items():
             assert p.grad is not None
-            p.grad.sub_(correction[name]).mul_(free[name])
+            p.grad.add_(omega[name] - self._anchor[name] - b[name]).mul_(self._rows[name])

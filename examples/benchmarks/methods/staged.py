@@ -47,10 +47,11 @@ class Staged:
     @cached_property
     def start(self) -> Parameters:
         """The trained parameters with fresh rows for erased users and items, the same ones that IFRU draws."""
-        start = dict(self.unlearning.parameters)
+        # A copy, since the objective's parameters are the module's own, which training moves.
+        start = {name: tensor.clone() for name, tensor in self.unlearning.parameters.items()}
         rows = self.unlearning.problem.erased.nonzero().flatten()
         for name in self.unlearning.objective.node_parameters if len(rows) else ():
-            start[name] = start[name].clone()  # users' and items' rows in one table, as in all models of the recipes
+            # Users' and items' rows are in one table, as in all models of the recipes.
             start[name][rows] = self.module.initial_rows(name, rows, seed=self._method.seed)
         return start
 

@@ -99,7 +99,9 @@ def _further(report: AuditReport) -> Iterable[str]:
             f"<p>Of 20 recommendations, the unlearned model shares {shared['unlearned']:.0%} with a retrained model on "
             f"average, the original {shared['original']:.0%}{among}. More is nearer.</p>"
         )
-    cosines = [f"{close.cosine:.2f} on {name} pairs" for name, close in report.closeness.items() if close.cosine]
+    cosines = [
+        f"{close.cosine:.2f} on {name} pairs" for name, close in report.closeness.items() if close.cosine is not None
+    ]
     if cosines:
         yield (
             f"<p>The direction in which answers have changed agrees with that of retraining by {' and '.join(cosines)} "

@@ -167,7 +167,7 @@ class Questions:
             test=test,
             forgotten=forgotten,
             top=self._recommended(module, h),
-            h=h,
+            h=h.clone(),  # of matrix factorisation it is the parameter, which the next model overwrites
             figures={
                 "auroc": auroc["all"],
                 "auroc_or": auroc["or"],

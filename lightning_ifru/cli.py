@@ -23,7 +23,8 @@ def main(args: list[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(args)
     try:
-        made = parser.instantiate_classes(given)
+        # jsonargparse before 4.49 knows the older name only.
+        made = getattr(parser, "instantiate", parser.instantiate_classes)(given)
         if given.subcommand == "demo":
             demo(**{name: value for name, value in made.demo.items() if name != "config"})
         else:

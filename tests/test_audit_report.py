@@ -1,0 +1,335 @@
+"""The audit's verdict by its written rules, and its table, JSON and page, which name no person."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lightning_ifru import AuditReport, UnlearningRequest, audit
+from lightning_ifru.audit_report import Closeness
+from lightning_ifru.audit_verdict import standard_error
+
+FIGURES = {
+    **{"auroc": 0.75, "auroc_or": 0.74, "auroc_and": None, "recall@20": 0.2, "ndcg@20": 0.15},
+    **{"membership_auroc": 0.6, "forgotten_probability": 0.5},
+}
+
+
+def figures(**changes):
+    return FIGURES | changes
+
+
+def close(unlearned, original=0.1, floor=None, cosine=None):
+    distance = {"original": original, "graph_swapped": original * 0.9, "unlearned": unlearned}
+    ratio = unlearned / original
+    return Closeness(123, distance, [ratio, ratio], ratio, ratio / 0.9, floor, cosine)
+
+
+FULL = AuditReport(
+    date="2026-01-02T03:04:05+00:00",
+    model="LightGCN",
+    versions={"lightning-ifru": "0.1.0", "torch": "2.0"},
+    files=[{"role": role, "file": f"{role}&.ckpt", "sha256": "ab" * 32} for role in ("original", "unlearned")],
+    requests=[
+        {
+            **{"digest": "cd" * 32, "time": "2026-01-01T00:00:00+00:00", "num_forgotten": 1234},
+            **{"num_users_erased": 3, "num_items_erased": 1, "seconds": 4.25},
+        }
+    ],
+    counts={"forgotten": 1234, "train": 1200, "val": 34, "test": 0},
+    num_attacked=567,
+    implicit=False,
+    original=figures(membership_auroc=0.9, forgotten_probability=0.8),
+    graph_swapped=figures(membership_auroc=0.8),
+    unlearned=figures(membership_auroc=0.605),
+    retrained=[figures(), figures(membership_auroc=0.58)],
+    paired=False,
+    closeness={"test": close(0.02, floor=0.02), "forgotten": close(0.021, floor=0.02)},
+    overlap={"original": 0.5, "unlearned": 0.7, "retrained": 0.75},
+    parameter_distance={},
+    embedding_distance={},
+)
+PAIRED = replace(
+    FULL,
+    paired=True,
+    retrained=[figures()],
+    closeness={"test": close(0.05, cosine=0.85), "forgotten": close(0.01, cosine=0.95)},
+    overlap={"original": 0.5, "unlearned": 0.7, "retrained": None},
+    parameter_distance={"original": 0.3, "unlearned": 0.1},
+    embedding_distance={"original": 0.4, "unlearned": 0.2},
+    implicit=True,
+)
+ALONE = replace(FULL, retrained=[], closeness={}, overlap={}, requests=[])
+REPORTS = [pytest.param(FULL, id="two seeds"), pytest.param(PAIRED, id="paired"), pytest.param(ALONE, id="alone")]
+
+
+def rendered(report):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report)
+    return console.export_text()
+
+
+# --- the rules
+
+
+def answers(report):
+    return [finding.answer for finding in report.findings]
+
+
+def attack(now, then, *retrained):
+    models = {"unlearned": figures(membership_auroc=now), "original": figures(membership_auroc=then)}
+    return replace(FULL, retrained=[figures(membership_auroc=r) for r in retrained], **models)
+
+
+@pytest.mark.parametrize(
+    ("report", "answer"),
+    [
+        (attack(0.6, 0.9, 0.6), "yes"),
+        (attack(0.609, 0.9, 0.6), "yes"),
+        (attack(0.591, 0.9, 0.6), "yes"),
+        (attack(0.57, 0.9, 0.6, 0.56), "yes"),
+        (attack(0.62, 0.9, 0.6), "partly"),
+        (attack(0.55, 0.9, 0.6), "partly"),
+        (attack(0.9, 0.9, 0.6), "no"),
+        (attack(0.2, 0.9, 0.6), "no"),
+        (attack(0.605, 0.605, 0.6), "cannot be said"),
+        (attack(0.65, 0.605, 0.6), "no"),
+        (attack(0.5, 0.9), "cannot be said"),
+    ],
+)
+def test_the_attack_is_judged_by_the_range_of_the_retrained(report, answer):
+    assert answers(report)[0] == answer
+
+
+@pytest.mark.parametrize(
+    ("closeness", "paired", "answer"),
+    [
+        (close(0.021, floor=0.02), False, "yes"),
+        (close(0.022, floor=0.02), False, "partly"),
+        (close(0.11, floor=0.02), False, "no"),
+        (close(0.02, original=0.021, floor=0.02), False, "cannot be said"),
+        (close(0.01), False, "partly"),
+        (close(0.1), False, "no"),
+        (close(0.01), True, "yes"),
+        (close(0.011), True, "partly"),
+        (close(0.1), True, "no"),
+        (close(0.011, floor=0.5), True, "partly"),  # the floor of paired models is no scale
+    ],
+)
+@pytest.mark.parametrize("pairs", ["test", "forgotten"])
+def test_the_distance_is_judged_by_the_noise_floor_or_against_the_paired(closeness, paired, answer, pairs):
+    report = replace(FULL, closeness={**FULL.closeness, pairs: closeness}, paired=paired)
+    assert answers(report)[{"forgotten": 1, "test": 2}[pairs]] == answer
+    assert answers(replace(report, closeness={}))[1:3] == ["cannot be said"] * 2
+
+
+@pytest.mark.parametrize(
+    ("now", "retrained", "original", "answer"),
+    [
+        (0.748, [0.75], 0.9, "yes"),
+        (0.9, [0.75], 0.75, "yes"),
+        (0.747, [0.75], 0.7, "no"),
+        (0.747, [0.74, 0.75], 0.9, "yes"),
+        (0.747, [], 0.7475, "yes"),
+        (0.747, [], 0.75, "no"),
+        (None, [None], None, "cannot be said"),
+    ],
+)
+def test_the_usefulness_is_judged_against_the_retrained_or_else_the_original(now, retrained, original, answer):
+    models = {"unlearned": figures(auroc=now), "original": figures(auroc=original)}
+    report = replace(FULL, retrained=[figures(auroc=value) for value in retrained], **models)
+    assert answers(report)[3] == answer
+
+
+@pytest.mark.parametrize(
+    ("report", "wanted"),
+    [
+        (FULL, "behaves like one that was trained without"),
+        (replace(FULL, unlearned=figures(membership_auroc=0.605, auroc=0.5)), "behaves like one that was trained"),
+        (replace(FULL, unlearned=figures(membership_auroc=0.7)), "agree with forgetting in part"),
+        (replace(FULL, closeness={**FULL.closeness, "test": close(0.2, floor=0.02)}), "speaks against"),
+        (ALONE, "cannot be said"),
+    ],
+)
+def test_the_verdict_follows_from_the_answers_and_never_says_proved(report, wanted):
+    assert wanted in report.verdict
+    for text in (report.verdict, rendered(report), report.to_html()):
+        assert not re.search(r"prove[nd]\b", text)
+
+
+@pytest.mark.parametrize(
+    ("report", "present", "absent"),
+    [
+        (FULL, ["their files say"], ["There was no retrained", "one retrained", "declared"]),
+        (PAIRED, ["is what was declared", "no chances of anything"], ["There was no retrained", "have no scale"]),
+        (ALONE, ["not measured at all"], ["their files say", "declared"]),
+        (replace(FULL, retrained=[figures()]), ["the distances have no scale"], ["not measured at all"]),
+    ],
+    ids=["two seeds", "paired", "alone", "one"],
+)
+def test_what_it_does_not_prove_depends_on_what_there_was(report, present, absent):
+    text = " ".join(report.limits)
+    for words in [*present, "backups", "Stronger attacks", "averages", "logs", "older checkpoints", "567"]:
+        assert words in text
+    for words in absent:
+        assert words not in text
+
+
+def test_the_standard_error_is_that_of_many_draws():
+    rng = np.random.default_rng(0)
+    areas = []
+    for _ in range(400):
+        member, other = rng.normal(1, 1, 60), rng.normal(0, 1, 60)
+        areas.append((member[:, None] > other).mean())
+    assert standard_error(float(np.mean(areas)), 60) == pytest.approx(np.std(areas), rel=0.1)
+    assert standard_error(1.0, 60) == 0
+
+
+# --- the forms
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_json_has_the_numbers_and_what_they_mean(report):
+    content = strict(report.to_json())
+    assert set(content) == {field.name for field in fields(AuditReport)} | {"verdict", "findings", "limits"}
+    assert content["unlearned"] == report.unlearned
+    assert content["verdict"] == report.verdict
+    assert [finding["answer"] for finding in content["findings"]] == answers(report)
+    assert all(finding["rule"] for finding in content["findings"])
+    if report.closeness:
+        assert content["closeness"]["test"]["ratio"] == report.closeness["test"].ratio
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_table_fits_eighty_columns(report):
+    text = rendered(report)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    rows = [line for line in text.splitlines() if "│ unlearned" in line or "│ original" in line]
+    assert "0.605" in rows[1]
+    flat = re.sub(r"[\s│]+", " ", text)
+    for shown in (
+        "1,234",
+        "What this does not prove",
+        report.verdict,
+        report.limits[-1],
+        report.findings[0].question[:40],
+    ):
+        assert re.sub(r"\s+", " ", shown) in flat, shown
+
+
+class Page(HTMLParser):
+    """Checks that what is opened is closed, and keeps tags, addresses and text."""
+
+    EMPTY = ("meta", "img", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.sources, self.alt, self.text = [], [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        given = dict(attributes)
+        assert not [name for name in given if name.startswith("on") or name in ("href", "srcset", "action")]
+        if tag == "img":
+            self.sources.append(given["src"])
+            self.alt.append(given["alt"])
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def drawings(page):
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    return [base64.b64decode(source.partition(",")[2]).decode() for source in page.sources]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_page_parses_and_needs_nothing_from_outside(report):
+    html = report.to_html()
+    page = Page(html)
+    assert not {"script", "link", "iframe", "object", "base", "form"} & set(page.tags)
+    assert "$" not in html
+    assert not re.search(r"https?:|url\(|@import|//", re.sub(r"base64,[A-Za-z0-9+/=]+", "", html))
+    figures = drawings(page)
+    assert len(figures) == (3 if report.closeness else 2)
+    assert all(page.alt)
+    for figure in figures:
+        ElementTree.fromstring(figure)
+        assert "<script" not in figure
+        assert not re.search(r"(href|src)=\"(?!#)", figure)
+    assert page.tags.count("figcaption") == len(figures)
+    assert html.count("How to read it") >= len(figures) + 1
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_the_page_says_all_that_the_report_says(report):
+    text = re.sub(r"\s+", " ", " ".join(Page(report.to_html()).text))
+    for finding in report.findings:
+        for said in (finding.question, finding.because, finding.rule):
+            assert said in text
+    for said in (
+        report.verdict,
+        *report.limits,
+        "Signature",
+        "Place and date",
+        "original&.ckpt",
+        "ab" * 32,
+        "2026-01-02",
+    ):
+        assert said in text
+    wanted = ["cd" * 32, "1,234", "4.2"] if report.requests else ["holds no record of a request"]
+    for said in [*wanted, "0.7500", "LightGCN", "torch 2.0"]:
+        assert said in text
+    if report is PAIRED:
+        for said in ("0.85 on test pairs and 0.95 on forgotten pairs", "0.100 of their size", "0.200"):
+            assert said in text
+    if report is ALONE:
+        assert "Not measured: there were no retrained model" in text.replace(" :", ":")
+    if report is FULL:
+        assert "21% (21% to 21%)" in text
+        assert "75%" in text
+
+
+def test_the_same_report_is_the_same_page():
+    assert FULL.to_html() == FULL.to_html()
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_no_id_of_anybody_is_in_any_of_it(trained, make_data, make_model, make_trainer, tmp_path, loss):
+    trainer, _, data = trained(loss)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    names = [*data.user_ids.tolist(), *data.item_ids.tolist()]
+    trainer.unlearn(data, request=UnlearningRequest(users=data.user_ids[[3, 9, 12, 20, 21]].tolist()))
+    trainer.save_checkpoint(tmp_path / "b.ckpt")
+    files = {"original": tmp_path / "a.ckpt", "unlearned": tmp_path / "b.ckpt"}
+    report = audit(make_trainer(), make_data(loss), model=make_model(loss), output=tmp_path / "out", **files)
+    html = (tmp_path / "out.html").read_text(encoding="utf-8")
+    shown = [html, *drawings(Page(html)), (tmp_path / "out.json").read_text(encoding="utf-8"), rendered(report)]
+    shown.append(repr(report))
+    assert len(names) == 70
+    for text in shown:
+        assert not re.search(r"person-|film-", text)
+    assert report.requests[0]["digest"] in html

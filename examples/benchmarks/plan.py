@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
@@ -80,7 +81,11 @@ class Config:
         with warnings.catch_warnings():
             # Newer jsonargparse has another name for it, which older ones do not know.
             warnings.simplefilter("ignore")
-            read = parser.instantiate_classes(parser.parse_path(str(found[0])))
+            try:
+                read = parser.instantiate_classes(parser.parse_path(str(found[0])))
+            except ArgumentError as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"the configuration {found[0].name!r} is refused ({reason}); correct it.") from error
         return cls(**vars(read))
 
 
@@ -151,5 +156,7 @@ def _by_deletion(tasks: Iterable[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _described(method: Method) -> dict[str, Any]:
-    """The settings of a method: those of a dataclass."""
-    return asdict(method)  # type: ignore[call-overload]
+    """The settings of a method: those of a dataclass, or the plain values it holds."""
+    if is_dataclass(method) and not isinstance(method, type):
+        return asdict(method)
+    return {name.lstrip("_"): value for name, value in vars(method).items() if isinstance(value, (str, int, float))}

@@ -66,10 +66,13 @@ def work(job: Job, setting: Setting) -> Iterator[Event]:
     """Run the tasks of a job, and tell as it goes."""
     store = Store(setting.folder / "models", setting.ratings)
     prepared: dict[str, tuple[Method, Scorer, float]] = {}
+    original: Trained | None = None
     for deletion, tasks in by_deletion(job):
         where = f"{job.name}, {deletion.name}"
         yield Event(f"{where}: training")
-        case = _case(job, deletion, store, tasks[0]["settings"]["retraining_seeds"])
+        # What is planted in the data is the same for all deletions of a job, and so is the original.
+        original = original or store.trained(job.recipe, deletion, job.seed, retrained=False)
+        case = _case(original, deletion, store, tasks[0]["settings"]["retraining_seeds"])
         references = key_of(of=sorted(task["key"] for task in tasks))
         keep_scores(setting.folder, references, original=case.before, swapped=case.swapped, paired=case.paired)
         for task in tasks:
@@ -77,7 +80,7 @@ def work(job: Job, setting: Setting) -> Iterator[Event]:
             yield Event(f"{where}: {name}")
             try:
                 if name not in prepared:
-                    prepared[name] = _prepare(name, case.original)
+                    prepared[name] = _prepare(name, original)
                 row = _run(task, case, *prepared[name], setting)
                 row["references"] = references
             except Exception:  # a method that fails must not take the others with it
@@ -86,10 +89,9 @@ def work(job: Job, setting: Setting) -> Iterator[Event]:
                 yield Event(row=row)
 
 
-def _case(job: Job, deletion: Deletion, store: Store, free_seeds: int) -> _Case:
-    original = store.trained(job.recipe, deletion, job.seed, retrained=False)
-    paired = store.trained(job.recipe, deletion, job.seed, retrained=True)
-    free = [store.trained(job.recipe, deletion, _FREE + k, retrained=True) for k in range(free_seeds)]
+def _case(original: Trained, deletion: Deletion, store: Store, free_seeds: int) -> _Case:
+    paired = store.trained(original.recipe, deletion, original.seed, retrained=True)
+    free = [store.trained(original.recipe, deletion, _FREE + k, retrained=True) for k in range(free_seeds)]
     module, data = original.copy()
     request = store.ratings.request(deletion, data)
     data.forget(request)

@@ -1,0 +1,573 @@
+"""The experiment's machinery: protocol, measures, rows, the command itself, and the tables made of its rows."""
+
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from measure import RANDOM_PAIRS, Probe, measure, seed_cosines
+from methods.local import Local
+from plan import ALL_METHODS, Block, Config, jobs_of, tasks_of
+from protocol import DataSettings, Deletion, Ratings, core
+from recipes import Recipe, Scorer
+from rows import FILE, RowFile, key_of, provenance, read_rows
+from run import main
+from summary import Estimate, difference, metric
+from tables import SECTIONS, Column, fill, table
+from targets import targets
+
+RUN = Path(__file__).parents[1] / "examples" / "benchmarks"
+BCE, BPR = Recipe("mf", loss="bce"), Recipe("mf", loss="bpr")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Ratings of rank 2 by 60 users of 40 items, some of them rare."""
+    rng = np.random.default_rng(7)
+    taste, trait = rng.normal(size=(60, 2)), rng.normal(size=(40, 2))
+    seen = rng.random((60, 40)) < np.linspace(0.02, 0.6, 40)
+    user, item = np.nonzero(seen)
+    rating = np.clip(np.rint(3.4 + (taste @ trait.T)[seen] + 0.3 * rng.normal(size=len(user))), 1, 5)
+    frame = pd.DataFrame({"user": [f"u{u}" for u in user], "item": [f"i{i}" for i in item], "rating": rating})
+    path = tmp_path_factory.mktemp("data") / "ratings.csv"
+    frame.sample(frac=1, random_state=0).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ratings(file):
+    return Ratings.read(file, DataSettings())
+
+
+# --- protocol -----------------------------------------------------------------------------------------------------
+
+
+def naive_core(pairs, least):
+    while True:
+        users, items = [u for u, _ in pairs], [i for _, i in pairs]
+        left = [(u, i) for u, i in pairs if users.count(u) >= least and items.count(i) >= least]
+        if left == pairs:
+            return left
+        pairs = left
+
+
+@pytest.mark.parametrize(("least", "seed"), [(2, 0), (3, 1), (5, 2), (9, 3)])
+def test_the_core_is_that_of_a_naive_loop(least, seed):
+    rng = np.random.default_rng(seed)
+    pairs = sorted({(int(u), int(i)) for u, i in zip(rng.geometric(0.1, 300), rng.geometric(0.1, 300), strict=True)})
+    found = core(pd.DataFrame(pairs, columns=["user", "item"]), least)
+    wanted = naive_core(pairs, least)
+    assert list(found.itertuples(index=False, name=None)) == wanted
+    once = [(u, i) for u, i in pairs if sum(v == u for v, _ in pairs) >= least]
+    assert least == 9 or 0 < len(wanted) < len(once)  # one pass over the users would not have been enough
+
+
+def test_ratings_above_three_are_positive_and_three_fifths_train(ratings):
+    data = ratings.source(BCE, Deletion("users", 0.1))()
+    wanted = {(r.user, r.item): float(r.rating > 3) for r in ratings.frame.itertuples()}
+    found = {
+        (data.user_ids[u], data.item_ids[i]): label
+        for split in (data.train, data.val, data.test)
+        for u, i, label in zip(split.user.tolist(), split.item.tolist(), split.label.tolist(), strict=True)
+    }
+    assert found == wanted
+    assert 0 < sum(wanted.values()) < len(wanted)
+    assert [round(len(split) / len(wanted), 2) for split in (data.train, data.val, data.test)] == [0.6, 0.2, 0.2]
+    implicit = ratings.source(BPR, Deletion("users", 0.1))()
+    assert not implicit.labelled
+    assert len(implicit.train) + len(implicit.val) + len(implicit.test) == sum(wanted.values())
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.02, 0.05])
+def test_the_last_training_labels_are_flipped_and_then_asked_to_be_forgotten(ratings, fraction):
+    deletion = Deletion("flipped", fraction)
+    clean, planted = (ratings.source(BCE, d)() for d in (Deletion("users", 0.1), deletion))
+    wanted = math.ceil(fraction * len(clean.train))
+    changed = (clean.train.label != planted.train.label).nonzero().flatten()
+    assert changed.tolist() == list(range(len(clean.train) - wanted, len(clean.train)))
+    assert torch.equal(clean.test.label, planted.test.label)
+    assert torch.equal(clean.val.label, planted.val.label)
+    planted.forget(ratings.request(deletion, planted))
+    removal = planted.removal()
+    assert removal.counts == {"train": wanted, "val": 0, "test": 0}
+    planted.commit(removal)
+    assert torch.equal(planted.train.label, clean.train.label[:-wanted])
+
+
+def test_of_implicit_feedback_the_wrong_positives_are_forgotten_and_the_wrong_negatives_lack(ratings):
+    deletion = Deletion("flipped", 0.05)
+    clean, planted = (ratings.source(BPR, d)() for d in (Deletion("users", 0.1), deletion))
+    request = ratings.request(deletion, planted)
+    rating = {(r.user, r.item): r.rating for r in ratings.frame.itertuples()}
+    assert all(rating[pair] <= 3 for pair in request.interactions)
+    total = len(clean.table) - (
+        math.ceil(0.05 * len(ratings.source(BCE, deletion)().train)) - len(request.interactions)
+    )
+    assert len(planted.table) == total + len(request.interactions)
+    planted.forget(request)
+    planted.commit(planted.removal())
+    assert int(planted.table.alive.sum()) == total
+
+
+@pytest.mark.parametrize("recipe", [BCE, BPR], ids=["bce", "bpr"])
+@pytest.mark.parametrize("kind", ["users", "interactions", "active", "popular"])
+def test_a_deletion_takes_its_fraction_and_is_always_the_same(ratings, kind, recipe):
+    deletion = Deletion(kind, 0.1)
+    data = ratings.source(recipe, deletion)()
+    users, items = (torch.bincount(column) for column in (data.train.user, data.train.item))
+    request = ratings.request(deletion, data)
+    assert request == ratings.request(deletion, ratings.source(recipe, deletion)())
+    data.forget(request)
+    removal = data.removal()
+    wanted = math.ceil(0.1 * len(data.train))
+    gone = removal.rows & data.table.rows("train")
+    if kind == "users":
+        assert len(request.users) == math.ceil(0.1 * int((users > 0).sum()))
+        assert not request.items
+        assert not request.interactions
+    elif kind == "popular":
+        chosen = items[removal.items].sort(descending=True).values.tolist()
+        assert chosen == items.sort(descending=True).values[: len(chosen)].tolist()
+        assert sum(chosen[:-1]) < wanted <= sum(chosen)
+    else:
+        assert removal.counts == {"train": wanted, "val": 0, "test": 0}
+        lost = torch.bincount(data.table.user[gone], minlength=len(users))
+        if kind == "active":
+            touched = lost.nonzero().flatten()
+            assert users[touched].min() >= users[lost == 0].max()
+            assert int((lost[touched] == users[touched] // 2).sum()) >= len(touched) - 1
+            assert (lost <= users // 2).all()
+        else:
+            assert len(lost.nonzero()) > wanted / 4
+
+
+# --- measures -----------------------------------------------------------------------------------------------------
+
+
+def sigma(scores):
+    return 1 / (1 + np.exp(-np.asarray(scores, dtype=np.float64)))
+
+
+def naive_auroc(scores, positive):
+    wins = [(p > q) + 0.5 * (p == q) for p in scores[positive] for q in scores[~positive]]
+    return sum(wins) / len(wins)
+
+
+@pytest.fixture(scope="module")
+def views(ratings):
+    """A deletion of users, and random models: unlearned, original, swapped, paired, and three free."""
+    recipe, deletion = BCE, Deletion("users", 0.2)
+    data = ratings.source(recipe, deletion)()
+    data.forget(ratings.request(deletion, data))
+    removal = data.removal()
+    probe = Probe.of(data, removal, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    nodes = data.num_users + data.num_items
+    tables = [torch.randn(nodes, 4, generator=generator) for _ in range(7)]
+    scorers = [Scorer(h, data.num_users, {"table": h}) for h in tables]
+    return data, removal, probe, scorers, [probe.view(scorer) for scorer in scorers]
+
+
+def test_pairs_are_those_that_survive_those_forgotten_and_random_ones_of_who_stays(views):
+    data, removal, probe, _, _ = views
+    erased = set(removal.users.tolist())
+    assert len(erased) == 12
+    test = [(u, i) for u, i in zip(data.test.user.tolist(), data.test.item.tolist(), strict=True) if u not in erased]
+    assert list(zip(*(part.tolist() for part in probe.groups["test"]), strict=True)) == test
+    assert 0 < len(test) < len(data.test)
+    assert set(probe.groups["forgotten"][0].tolist()) == erased
+    assert len(probe.groups["forgotten"][0]) == removal.counts["train"]
+    assert len(probe.groups["random"][0]) == RANDOM_PAIRS
+    assert not erased & set(probe.groups["random"][0].tolist())
+    forgotten_items = set(probe.groups["forgotten"][1].tolist())
+    assert probe.touched[1].tolist() == [i in forgotten_items for _, i in test]
+    assert not probe.touched[0].any()
+    everything = set(zip(data.table.user.tolist(), data.table.item.tolist(), strict=True))
+    members, others = (
+        list(zip(*(p.tolist() for p in pairs), strict=True)) for pairs in (probe.members, probe.nonmembers)
+    )
+    assert [u for u, _ in members] == [u for u, _ in others]
+    assert not everything & set(others)
+    assert len(members) >= 20
+
+
+def test_measures_are_those_of_naive_loops(views):
+    data, _, probe, scorers, (unlearned, original, swapped, paired, *free) = views
+    found = measure(unlearned, original, swapped, paired, free)
+    h = [scorer.h.double().numpy() for scorer in scorers]
+    offset = data.num_users
+    for name, (user, item) in probe.groups.items():
+        pairs = list(zip(user.tolist(), item.tolist(), strict=True))
+        u, o, s, p, *f = (sigma([table[a] @ table[offset + b] for a, b in pairs]) for table in h)
+        wanted = {
+            f"distance.{name}.paired": abs(u - p).mean(),
+            f"original.distance.{name}.paired": abs(o - p).mean(),
+            f"swapped.distance.{name}.paired": abs(s - p).mean(),
+            f"ratio.{name}.paired": abs(u - p).sum() / abs(o - p).sum(),
+            f"ratio.{name}.paired.swapped": abs(u - p).sum() / abs(s - p).sum(),
+            f"cosine.{name}.paired": (u - o) @ (p - o) / np.linalg.norm(u - o) / np.linalg.norm(p - o),
+            f"cosine.{name}.paired.swapped": (u - s) @ (p - s) / np.linalg.norm(u - s) / np.linalg.norm(p - s),
+            f"distance.{name}.free": [abs(u - one).mean() for one in f],
+            f"ratio.{name}.free": [abs(u - one).sum() / abs(o - one).sum() for one in f],
+            f"floor.{name}": np.mean([abs(f[a] - f[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))]),
+        }
+        for key, value in wanted.items():
+            assert found[key] == pytest.approx(value, abs=1e-6), key
+    scores = (h[0][probe.test.user] * h[0][offset + probe.test.item]).sum(1)
+    assert found["auroc.all"] == pytest.approx(naive_auroc(scores, probe.test.label.numpy() > 0), abs=1e-6)
+    members, others = ((h[0][a] * h[0][offset + b]).sum(1) for a, b in (probe.members, probe.nonmembers))
+    both = np.concatenate([members, others])
+    assert found["membership"] == pytest.approx(naive_auroc(both, np.arange(len(both)) < len(members)), abs=1e-6)
+    kept = probe.kept.numpy()
+    assert kept.sum() == len(kept) - 12
+    apart, norm = (h[0] - h[3])[kept], np.linalg.norm(h[3][kept])
+    assert found["embedding.paired"] == pytest.approx(np.linalg.norm(apart, axis=1).mean(), abs=1e-6)
+    assert found["parameter.paired"] == pytest.approx(np.linalg.norm(apart) / norm, abs=1e-6)
+
+
+def test_recommendations_are_those_of_a_naive_loop(views):
+    data, removal, _, scorers, (unlearned, _, _, paired, *_) = views
+    erased = set(removal.users.tolist())
+
+    def naive_top(h, user):
+        seen = {i for u, i in zip(data.train.user.tolist(), data.train.item.tolist(), strict=True) if u == user}
+        score = {i: float(h[user] @ h[data.num_users + i]) for i in range(data.num_items) if i not in seen}
+        return sorted(score, key=score.get, reverse=True)[:20]
+
+    truth = {}
+    for u, i, label in zip(data.test.user.tolist(), data.test.item.tolist(), data.test.label.tolist(), strict=True):
+        if label and u not in erased:
+            truth.setdefault(u, set()).add(i)
+    tops = [[naive_top(scorers[k].h, user) for user in sorted(truth)] for k in (0, 3)]
+    recalls = [len(set(top) & truth[user]) / len(truth[user]) for user, top in zip(sorted(truth), tops[0], strict=True)]
+    ndcgs = []
+    for user, top in zip(sorted(truth), tops[0], strict=True):
+        gain = sum(1 / math.log2(place + 2) for place, item in enumerate(top) if item in truth[user])
+        ndcgs.append(gain / sum(1 / math.log2(place + 2) for place in range(min(20, len(truth[user])))))
+    assert unlearned.quality["recall@20"] == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert unlearned.quality["ndcg@20"] == pytest.approx(np.mean(ndcgs), abs=1e-6)
+    shared = [len(set(a) & set(b)) / len(a) for a, b in zip(*tops, strict=True)]
+    found = measure(unlearned, unlearned, unlearned, paired)
+    assert found["overlap.paired"] == pytest.approx(np.mean(shared), abs=1e-6)
+    assert found["distance.test.free"] == []
+    assert found["floor.test"] is None
+    assert found["cosine.test.paired"] is None
+
+
+def test_changes_are_averaged_over_seeds_before_their_cosine_is_taken():
+    rng = np.random.default_rng(0)
+    original, change = rng.normal(size=(30, 50)), rng.normal(size=50)
+    noisy = [original + 0.1 * change + rng.normal(size=original.shape) for _ in range(2)]
+    arrays = {
+        "unlearned.test": noisy[0],
+        "paired.test": noisy[1],
+        "original.test": original,
+        "swapped.test": original + 1,
+    }
+    seeds = [{name: torch.from_numpy(values[k]) for name, values in arrays.items()} for k in range(30)]
+    found = seed_cosines(seeds)
+    for start, end in (("original.test", ""), ("swapped.test", ".swapped")):
+        u, r = ((sigma(after) - sigma(arrays[start])).mean(0) for after in noisy)
+        assert found[f"cosine.test.paired{end}"] == pytest.approx(u @ r / np.linalg.norm(u) / np.linalg.norm(r))
+    assert found["cosine.test.paired"] > 2 * seed_cosines(seeds[:1])["cosine.test.paired"]
+
+
+# --- rows and plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_line_is_no_row_and_is_cut_off_before_the_next(tmp_path):
+    RowFile(tmp_path).append({"key": "a", "value": math.inf})
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"key": "b", "val')
+    assert read_rows(tmp_path) == [{"key": "a", "value": None}]
+    RowFile(tmp_path).append({"key": "c"})
+    assert [row["key"] for row in read_rows(tmp_path)] == ["a", "c"]
+    (tmp_path / FILE).write_text('{"key": "a"}\nnot a row\n{"key": "c"}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_rows(tmp_path)
+
+
+def test_a_row_says_where_it_comes_from_but_names_neither_host_nor_paths():
+    said = provenance(workers=2)
+    assert said["hardware"]["workers"] == 2
+    assert said["versions"]["torch"] == torch.__version__
+    assert re.fullmatch(r"[0-9a-f]{40}", said["commit"] or "0" * 40)
+    text = json.dumps(said)
+    assert socket.gethostname() not in text
+    assert "/" not in text.replace("+00:00", "").replace(said["hardware"]["cpu"], "")
+
+
+def test_every_task_is_made_once_and_its_key_depends_on_every_setting(ratings):
+    config = Config.read(Path("smoke.yaml"))
+    tasks = tasks_of(config, ratings, config.suites)
+    assert len({task["key"] for task in tasks}) == len(tasks) == sum(len(job.tasks) for job in jobs_of(tasks))
+    block = {"recipes": ["a"], "deletions": [Deletion("users", 0.1)], "methods": ["ifru"], "seeds": 2}
+
+    def keys(recipe=BPR, data=ratings, **changes):
+        one = Config({"a": recipe}, {"s": [Block(**block | changes)] * 2})
+        return {task["key"] for task in tasks_of(one, data, ["s"])}
+
+    assert len(keys()) == 2
+    assert keys(seeds=1) < keys()
+    others = [keys(recipe=BCE), keys(recipe=Recipe("mf", loss="bpr", lr=0.5)), keys(retraining_seeds=1)]
+    others += [keys(deletions=[Deletion("users", 0.2)]), keys(methods=["scif"])]
+    others.append(keys(data=Ratings(ratings.frame, DataSettings(seed=1), ratings.digest)))
+    assert all(not keys() & other for other in others)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("recipes: {a: {model: mf}}\nsuites: {s: [{recipes: [b], deletions: [], methods: []}]}", "no recipe 'b'"),
+        ("recipes: {a: {model: mf}}\nsuites: {s: [{recipes: [a], deletions: [], methods: [x]}]}", "no method 'x'"),
+        ("recipes: {a: {model: mf, layers: 2}}\nsuites: {}", "layers"),
+        (None, "no configuration"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_a_sentence(tmp_path, file, text, sentence):
+    path = tmp_path / "wrong.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Config.read(path)
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def command(file, folder, *more):
+    return [
+        sys.executable,
+        str(RUN / "run.py"),
+        "--config",
+        "smoke.yaml",
+        "--data",
+        str(file),
+        "--rows",
+        str(folder),
+        *more,
+    ]
+
+
+def finish(*words):
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    said = finish(file, folder)
+    assert "22 rows made, 0 were there, 0 failed." in said
+    assert re.search(r"\[1/22, .* left\] flipped, mf-bce, flipped 2%, seed 0, ifru: \d", said)
+    return folder
+
+
+def test_every_combination_is_a_row_with_what_a_row_must_have(folder):
+    rows = read_rows(folder)
+    single = [row for row in rows if row["seed"] is not None]
+    assert len(single) == 22
+    for row in single:
+        assert {"commit", "date", "python", "versions", "hardware", "settings", "peak_memory_mb"} <= row.keys()
+        assert row["seconds"]["total"] > 0
+        assert row["peak_memory_mb"] > 50
+        assert row["metrics"]["distance.test.paired"] is not None
+        if row["method"] == "retraining-paired":
+            assert row["metrics"]["distance.random.paired"] == 0
+        if row["method"] == "graph-swap" and row["recipe"] != "mf-bce":
+            assert row["metrics"]["ratio.random.paired.swapped"] == pytest.approx(1, abs=1e-6)
+            assert row["metrics"]["cosine.random.paired"] is not None
+    flipped = [row for row in single if row["suite"] == "flipped"]
+    assert all(len(row["metrics"]["distance.test.free"]) == 2 for row in flipped)
+    averages = [row for row in rows if row["seed"] is None]
+    assert len(averages) == 2 * 3
+    assert all(row["seeds"] == [0, 1] for row in averages)
+    assert {row["metrics"]["cosine.test.paired"] is None for row in averages} == {False}
+
+
+@pytest.fixture
+def again(file, capsys):
+    """Run the command in this process, which is the faster way, and return what it says."""
+    threads = torch.get_num_threads()
+
+    def run(folder, *more):
+        assert main(command(file, folder, *more)[2:]) == 0
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_a_second_run_does_nothing_and_a_torn_one_makes_what_it_lost(again, folder):
+    path = folder / FILE
+    before = path.read_bytes()
+    assert "0 rows made, 22 were there, 0 failed." in again(folder)
+    assert path.read_bytes() == before
+    lines = before.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:14]) + lines[14][:40])
+    models = {model.name: model.stat().st_mtime_ns for model in (folder / "models").glob("*.pt")}
+    assert "8 rows made, 14 were there, 0 failed." in again(folder)
+    assert {model.name: model.stat().st_mtime_ns for model in (folder / "models").glob("*.pt")} == models
+    was, now = (
+        {row["key"]: row["metrics"] for row in map(json.loads, text.splitlines())}
+        for text in (before, path.read_bytes())
+    )
+    assert now.keys() == was.keys()
+    for key, metrics in was.items():
+        assert now[key].keys() == metrics.keys()
+        for name, value in metrics.items():
+            assert now[key][name] == value or now[key][name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_a_killed_run_goes_on_with_two_workers(file, tmp_path):
+    words = (file, tmp_path, "--suite", "deletions", "--workers", "2")
+    with subprocess.Popen(
+        command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as running:
+        for _ in range(1200):
+            if len(read_rows(tmp_path)) >= 2 or running.poll() is not None:
+                break
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGKILL)
+    kept = len(read_rows(tmp_path))
+    assert 2 <= kept < 12
+    assert f"{12 - kept} rows made, {kept} were there, 0 failed." in finish(*words)
+    rows = [row for row in read_rows(tmp_path) if row["seed"] is not None]
+    assert len(rows) == len({row["key"] for row in rows}) == 12
+    assert all(row["hardware"]["workers"] == 2 and row["hardware"]["threads"] == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--suite", "nonsense"), "there is no suite 'nonsense'"),
+        (("--workers", "0"), "--workers 0 is too few"),
+        (("--data", "absent.csv"), "there is no file"),
+        (("--config", "absent.yaml"), "no configuration 'absent.yaml'"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_one_sentence(file, tmp_path, capsys, more, sentence):
+    with pytest.raises(SystemExit) as refusal:
+        main(command(file, tmp_path, *more)[2:])
+    assert refusal.value.code == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert "Traceback" not in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_fails_is_said_and_the_others_go_on(file, tmp_path, capsys, monkeypatch):
+    class Failing(Local):
+        def forget(self, original, request):
+            raise RuntimeError("no way to forget")
+
+    monkeypatch.setitem(ALL_METHODS, "ifru", lambda: Failing("ifru", reset=False))
+    assert main([*command(file, tmp_path, "--suite", "flipped")[2:]]) == 1
+    said = capsys.readouterr().out
+    assert "no way to forget" in said
+    assert "8 rows made, 0 were there, 2 failed." in said
+    assert "ifru" not in {row["method"] for row in read_rows(tmp_path)}
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def test_tables_and_figures_are_made_of_rows_and_the_prose_is_kept(folder, tmp_path):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(
+        "Prose.\n" + "".join(f"<!-- rows: {n} -->\nold\n<!-- end -->\nMore of {n}.\n" for n in SECTIONS)
+    )
+    words = [sys.executable, str(RUN / "tables.py"), str(folder), "--output", str(document)]
+    subprocess.run(words, check=True, capture_output=True)
+    text = document.read_text()
+    assert text.startswith("Prose.\n")
+    assert all(f"<!-- end -->\nMore of {name}.\n" in text for name in SECTIONS)
+    assert "\nold\n" not in text
+    assert "2 paired seeds and 2 free retrainings" in text
+    assert "**lightgcn2-bpr, users 2%.** 2 paired seeds" in text
+    assert text.count("not measured |\n") > 5
+    assert "reached |\n" in text or "**missed** |\n" in text
+    for name in ("seconds", "ratios"):
+        assert (tmp_path / f"benchmarks-{name}.png").read_bytes().startswith(b"\x89PNG")
+    once = document.read_text()
+    assert fill(once, read_rows(folder)) == once
+    with pytest.raises(ValueError, match="nonsense"):
+        fill(once + "<!-- rows: nonsense -->\n<!-- end -->", read_rows(folder))
+    with pytest.raises(ValueError, match="about"):
+        fill("no markers", read_rows(folder))
+
+
+def made_row(method="ifru", seed=0, suite="flipped", recipe="mf-bce", deletion="flipped 2%", seconds=1.0, **metrics):
+    about = {"suite": suite, "recipe": recipe, "deletion": deletion, "seed": seed, "method": method}
+    return about | {"metrics": metrics, "seconds": {"total": seconds}}
+
+
+def test_the_best_is_bold_whoever_it_is_and_retraining_does_not_take_part():
+    rows = [made_row("ifru", x=0.5), made_row("finetuning-5", x=0.25), made_row("retraining-paired", x=0.0)]
+    found = table(rows, [Column("x", lambda some: metric(some, "x")[0], float, 2)])
+    assert found.splitlines()[2:] == [
+        "| `ifru` | 0.50 |",
+        "| `finetuning-5` | **0.25** |",
+        "| `retraining-paired` | 0.00 |",
+    ]
+
+
+def test_originals_that_share_retrained_models_are_averaged_first():
+    rows = [made_row(seed=k, d=[1.0 + k, 3.0 + k], **{"a": 0.7 + k / 10, "free.a": [0.5, 0.6]}) for k in range(2)]
+    assert metric(rows, "d") == [1.5, 3.5]
+    assert difference(rows, "a", "free") == pytest.approx([0.25, 0.15])
+    # Student's t with two degrees of freedom is 4.303.
+    assert Estimate.of([1.0, 2.0, 3.0]).half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert Estimate.of([1.0]).half is None
+    assert Estimate.of([None]) is None
+
+
+def test_a_target_is_reached_or_missed_by_its_mean():
+    flipped = {"floor.test": 0.1, "floor.forgotten": 0.1, "auroc.all": 0.70, "free.auroc.all": [0.701, 0.702]}
+    flipped |= {"distance.test.free": [0.10, 0.11], "distance.forgotten.free": [0.10, 0.12]}
+    flipped |= {"membership": 0.6, "free.membership": [0.605, 0.62]}
+    rows = [made_row(**flipped)]
+    deleted = {"suite": "deletions", "recipe": "mf-bpr"}
+    for seed, ratio in enumerate((0.2, 0.28)):
+        rows.append(made_row(seed=seed, **deleted, deletion="interactions 1%", **{"ratio.forgotten.paired": ratio}))
+        rows.append(made_row(seed=seed, **deleted, deletion="users 2%", **{"ratio.test.paired": 0.79 + ratio / 10}))
+    average = made_row(seed=None, **deleted, deletion="interactions 1%", **{"cosine.test.paired": 0.9})
+    rows.append(average | {"seeds": [0, 1]})
+    for method, ratio in (("ifru", 0.5), ("ifru-sequential", 0.56)):
+        metrics = {f"ratio.{pairs}.paired": ratio for pairs in ("test", "forgotten")}
+        rows.append(made_row(method, suite="sequential", recipe="mf-bce", deletion="interactions 1%", **metrics))
+    for method, seconds in (("ifru", 0.5), ("retraining-free", 10.0)):
+        rows.append(made_row(method, recipe="lightgcn1-bce", seconds=seconds))
+    verdicts = {line.what: (line.found is not None, line.reached) for line in targets(rows)}
+    reached = {what for what, verdict in verdicts.items() if verdict == (True, True)}
+    missed = {what for what, verdict in verdicts.items() if verdict == (True, False)}
+    assert reached == {
+        "2% flipped, MF: Δ to retrained, test pairs",
+        "2% flipped, MF: test AUC below retrained by",
+        "1% random, paired, BPR, MF, forgotten pairs: ρ",
+        "1% random, paired, BPR, MF, test pairs: cosine of the change averaged over eight paired seeds",
+        "2% flipped, LightGCN: seconds, set-up and all",
+        "LightGCN: seconds over those of retraining",
+    }
+    assert missed == {
+        "2% flipped, MF: Δ to retrained, forgotten pairs",
+        "2% flipped, MF: membership AUROC less the retrained model's",
+        "2% of users erased, paired, BPR, MF, test pairs of other users: ρ",
+        "100 requests one after another against one, mf-bce, test pairs: ρ over ρ, less 1",
+        "100 requests one after another against one, mf-bce, forgotten pairs: ρ over ρ, less 1",
+    }
+
+
+def test_keys_depend_on_values_and_not_on_their_order():
+    assert key_of(a=1, b={"c": 2, "d": 3}) == key_of(b={"d": 3, "c": 2}, a=1) != key_of(a=1, b={"c": 3, "d": 2})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Exhibit:
         """
         try:
             checkpoint = trainer.strategy.load_checkpoint(path, **_loading(trainer, weights_only))
+            if not isinstance(checkpoint, Mapping):
+                raise ValueError(f"it holds a {type(checkpoint).__name__}")
             module.on_load_checkpoint(checkpoint)
             loaded = cls(
                 role=role,

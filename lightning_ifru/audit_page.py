@@ -39,6 +39,7 @@ def page(report: AuditReport) -> str:
         belief_alt=_values(report, "forgotten_probability"),
         belief_note=_RANKS if report.implicit else "",
         closeness=_closeness(report),
+        kinds_of_pairs=_CHOSEN if report.implicit else _LIKED,
         usefulness=_rows(
             ([escape(name), *(number(figures[key]) for key in _USEFULNESS)] for name, figures in report.models),
             numbers=True,
@@ -161,6 +162,8 @@ _GOAL = (
     "The goal is the green band: within a hundredth of what the attacker gets from models that never saw these pairs."
 )
 _NO_GOAL = "What a model that never saw these pairs would give is not known: none was given to this audit."
+_LIKED = "a pair that was liked above one that was not"
+_CHOSEN = "an item that a person has chosen above one drawn at random for the same person"
 _RANKS = "This model ranks, so these are no chances of anything; only compare them with each other."
 _DISTANCE = (
     "Every model's answers, between 0 and 1, are compared with those of the retrained models; the bars are the average "

@@ -139,14 +139,14 @@ class Questions:
 
         Args:
             module: the module, on the device of the questions.
-            edge_index: the graph of what it was trained on.
+            edge_index: the graph of what it was trained on, on that device too.
             role: what it is called where it is refused.
 
         Raises:
             ObjectiveError: its representations are not one row for each user and item.
             UnlearningError: a score is not finite.
         """
-        h = module.encode(edge_index.to(self.candidates.device))
+        h = module.encode(edge_index)
         if h.dim() != 2 or h.shape[0] != self.num_users + self.num_items:
             raise ObjectiveError(
                 f"encode of {type(module).__name__} returned shape {tuple(h.shape)}; wanted one row for each of the "

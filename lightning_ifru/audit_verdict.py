@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from lightning_ifru.audit_report import AuditReport, Closeness
+    from lightning_ifru.audit_report import AuditReport
 
 #: How far a membership AUROC may lie outside the range of the retrained models'.
 MEMBERSHIP_TOLERANCE = 0.01
@@ -16,6 +16,8 @@ MEMBERSHIP_TOLERANCE = 0.01
 FLOOR_TOLERANCE = 1.05
 #: Which share of the original's distance to a paired retrained model counts as nothing left.
 PAIRED_TOLERANCE = 0.1
+#: Which share of the original's distance beyond chance counts as all of it.
+UNCHANGED = 0.9
 #: How far the AUROC on test pairs may lie below the one it is compared with.
 AUROC_TOLERANCE = 0.002
 
@@ -59,7 +61,13 @@ def findings(report: AuditReport) -> list[Finding]:
 
 
 def headline(found: Sequence[Finding]) -> str:
-    """Return the verdict in one or two sentences; the usefulness, which says nothing of forgetting, is left out."""
+    """Return the verdict in one or two sentences; the usefulness, which says nothing of forgetting, is left out.
+
+    Example:
+        >>> found = [Finding("Is it so?", answer, "", "") for answer in ("yes", "yes", "partly", "no")]
+        >>> headline(found)[:47]
+        'The measurements agree with forgetting in part:'
+    """
     answers = {finding.answer for finding in found[:3]}
     if answers == {"yes"}:
         return (
@@ -146,8 +154,9 @@ def _attack(report: AuditReport) -> Finding:
     reference = [figures["membership_auroc"] or 0.0 for figures in report.retrained]
     if not reference:
         because = (
-            f"{told}. What a model that never saw the pairs would give is not known without a retrained one, and it is "
-            "not 50: what people choose scores above what they do not, whether a model was trained on it or not."
+            f"{told}: the trace is {'weaker' if now < then else 'no weaker'} than before. Whether it is gone cannot be "
+            "said, because what a model that never saw the pairs would give is not known without a retrained one, and "
+            "is not 50: what people choose scores above what they do not, whether a model was trained on it or not."
         )
         return Finding(question, "cannot be said", because, rule)
     low, high = min(reference), max(reference)
@@ -162,37 +171,33 @@ def _attack(report: AuditReport) -> Finding:
 
 def _close(report: AuditReport, pairs: str, question: str) -> Finding:
     rule = (
-        f"Paired retraining: yes, if at most {PAIRED_TOLERANCE:.0%} of the original's distance is left. Otherwise: "
-        f"yes, if the distance is at most {FLOOR_TOLERANCE} times that between retrained models; it cannot be said if "
-        "the original's is so too. Where neither holds: partly, if the model is nearer to the retrained ones than the "
-        "original, and no if it is not. It cannot be said without a retrained model, or without pairs."
+        "Chance is the distance between retrained models, and 0 for paired ones or if there is only one. Yes, if the "
+        f"distance is at most {FLOOR_TOLERANCE} times chance, or {PAIRED_TOLERANCE} of the original's for paired ones; "
+        f"partly, if at least {1 - UNCHANGED:.0%} of what the original's has beyond chance is gone; otherwise no. It "
+        "cannot be said if the original's is no more than chance either, without a retrained model, or without pairs."
     )
     close = report.closeness.get(pairs)
     if close is None:
         missing = "there are no such pairs" if report.retrained else "there is no retrained model to compare with"
         return Finding(question, "cannot be said", f"This was not measured: {missing}.", rule)
+    now, then = close.distance["unlearned"], close.distance["original"]
+    chance = 0.0 if report.paired or close.noise_floor is None else close.noise_floor
     because = (
-        f"Its answers are {close.distance['unlearned']:.4f} away from those of retrained models on average, the "
-        f"original's {close.distance['original']:.4f}: {close.ratio:.0%} of the distance is left"
+        f"Its answers are {now:.4f} away from those of {'paired ' if report.paired else ''}retrained models on "
+        f"average, the original's {then:.4f}"
     )
-    if close.noise_floor is not None and not report.paired:
-        because += f". Retrained models are {close.noise_floor:.4f} away from each other"
-    elif not report.paired:
+    if chance:
+        because += f", and those of retrained models from each other {chance:.4f}"
+    if then <= FLOOR_TOLERANCE * chance:
+        because += ": on these pairs the original cannot be told from a retrained model either"
+        return Finding(question, "cannot be said", f"{because}.", rule)
+    left = max(0.0, (now - chance) / (then - chance))
+    because += f": {left:.0%} of {'what is beyond chance' if chance else 'the distance'} is left"
+    if not report.paired and not chance:
         because += ". How much of it is chance cannot be told from one retrained model"
-    return Finding(question, _closeness_answer(close, report.paired), f"{because}.", rule)
-
-
-def _closeness_answer(close: Closeness, paired: bool) -> Answer:
-    if paired:
-        near = close.ratio <= PAIRED_TOLERANCE
-    elif close.noise_floor is None:
-        near = False
-    else:
-        reach = FLOOR_TOLERANCE * close.noise_floor
-        if close.distance["original"] <= reach:
-            return "cannot be said"
-        near = close.distance["unlearned"] <= reach
-    return "yes" if near else "partly" if close.ratio < 1 else "no"
+    near = now <= (FLOOR_TOLERANCE * chance if chance else PAIRED_TOLERANCE * then if report.paired else 0.0)
+    answer: Answer = "yes" if near else "partly" if left <= UNCHANGED else "no"
+    return Finding(question, answer, f"{because}.", rule)
 
 
 def _useful(report: AuditReport) -> Finding:

@@ -78,7 +78,8 @@ def audit(
     """
     if trainer.world_size > 1:
         raise MisconfigurationException(
-            f"audit got a trainer with {trainer.world_size} processes; it runs in one: Trainer(devices=1, num_nodes=1)."
+            f"audit got a trainer with {trainer.world_size} processes; it runs in one: Trainer(devices=1, "
+            "num_nodes=1), on the command line --trainer.devices 1."
         )
     found = model if model is not None else trainer.lightning_module
     module, data = check_pair(found, datamodule or getattr(trainer, "datamodule", None))
@@ -86,6 +87,7 @@ def audit(
     # Never the model itself: its weights would be gone, and Lightning would no longer know which it has loaded.
     module = copy.deepcopy(module)
     module.release_graph()
+    module.configure_model()
     module.to(trainer.strategy.root_device).eval()
     roles = ["original", "unlearned", *(f"retrained {k + 1}" for k in range(len(retrained)))]
     exhibits = [
@@ -102,7 +104,7 @@ def audit(
 def _measure(evidence: Evidence, module: IFRUMixin, data: InteractionDataModule, paired: bool) -> AuditReport:
     before, after = evidence.before, evidence.after
     questions = Questions.of(before, after, evidence.forgotten, data.seed, module.device)
-    old, new = edges(before), edges(after)
+    old, new = (edges(table).to(module.device) for table in (before, after))
 
     def ask(exhibit: Exhibit, graph: Tensor, name: str) -> Answers:
         exhibit.fill(module)

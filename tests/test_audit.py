@@ -487,6 +487,11 @@ class Bad:
         return {"original": g.folder / "text.ckpt"}, "text.ckpt could not be loaded"
 
     @staticmethod
+    def a_file_of_something_else(g):
+        torch.save([1, 2], g.folder / "list.ckpt")
+        return {"original": g.folder / "list.ckpt"}, "list.ckpt could not be loaded (ValueError: it holds a list)"
+
+    @staticmethod
     def scores_that_are_not_finite(g):
         path = g.changed(g.case.free12, lambda c: c["state_dict"]["net.embedding.weight"][2].fill_(torch.nan))
         return {"retrained": [g.case.free11, path]}, "of what the retrained 2 model encodes are not finite"
@@ -626,6 +631,21 @@ def test_a_module_of_ones_own_with_a_decoder_and_dropout(case, make_data, make_t
         wanted = evaluate(model.decode, h, 40, test, seen, data.candidates, True)
     assert reports[0].unlearned["auroc"] == pytest.approx(wanted["auroc"], abs=1e-6)
     assert reports[0].unlearned["ndcg@20"] == pytest.approx(wanted["ndcg@20"], abs=1e-6)
+
+
+def test_a_module_that_is_built_late_is_built_for_the_audit(case, run, make_model):
+    class Late(type(make_model())):
+        def __init__(self):
+            super().__init__(40, 30, 4, 1, loss="bce")
+            self.net = None
+
+        def configure_model(self):
+            if self.net is None:
+                self.net = make_model().net
+
+    model = Late()
+    assert run(case(), model=model).unlearned == run(case()).unlearned
+    assert model.net is None
 
 
 def test_it_needs_no_callback_and_reads_the_data_once(case, make_data, make_model, tmp_path):

@@ -112,14 +112,19 @@ def test_the_attack_is_judged_by_the_range_of_the_retrained(report, answer):
     ("closeness", "paired", "answer"),
     [
         (close(0.021, floor=0.02), False, "yes"),
+        (close(0.01, floor=0.02), False, "yes"),
         (close(0.022, floor=0.02), False, "partly"),
+        (close(0.091, floor=0.02), False, "partly"),
+        (close(0.093, floor=0.02), False, "no"),
         (close(0.11, floor=0.02), False, "no"),
         (close(0.02, original=0.021, floor=0.02), False, "cannot be said"),
         (close(0.01), False, "partly"),
-        (close(0.1), False, "no"),
+        (close(0.001), False, "partly"),  # without a floor there is no saying how near is near
+        (close(0.089), False, "partly"),
+        (close(0.091), False, "no"),
         (close(0.01), True, "yes"),
         (close(0.011), True, "partly"),
-        (close(0.1), True, "no"),
+        (close(0.091), True, "no"),
         (close(0.011, floor=0.5), True, "partly"),  # the floor of paired models is no scale
     ],
 )
@@ -128,6 +133,16 @@ def test_the_distance_is_judged_by_the_noise_floor_or_against_the_paired(closene
     report = replace(FULL, closeness={**FULL.closeness, pairs: closeness}, paired=paired)
     assert answers(report)[{"forgotten": 1, "test": 2}[pairs]] == answer
     assert answers(replace(report, closeness={}))[1:3] == ["cannot be said"] * 2
+
+
+def test_what_is_left_is_told_from_chance_where_chance_is_known():
+    told = replace(FULL, closeness={"forgotten": close(0.04, floor=0.02)}).findings[1].because
+    assert "0.0400 away" in told
+    assert "the original's 0.1000, and those of retrained models from each other 0.0200: 25% of what is beyond" in told
+    told = replace(FULL, closeness={"forgotten": close(0.04)}).findings[1].because
+    assert "the original's 0.1000: 40% of the distance is left. How much of it is chance cannot be told" in told
+    told = replace(FULL, closeness={"forgotten": close(0.04)}, paired=True).findings[1].because
+    assert told.endswith("40% of the distance is left.")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +321,10 @@ def test_the_page_says_all_that_the_report_says(report):
     if report is PAIRED:
         for said in ("0.85 on test pairs and 0.95 on forgotten pairs", "0.100 of their size", "0.200"):
             assert said in text
+    kinds = "one drawn at random" if report.implicit else "one that was not"
+    assert kinds in text
     if report is ALONE:
+        assert "the trace is weaker than before" in text
         assert "Not measured: there were no retrained model" in text.replace(" :", ":")
     if report is FULL:
         assert "21% (21% to 21%)" in text

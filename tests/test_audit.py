@@ -654,3 +654,34 @@ def test_it_needs_no_callback_and_reads_the_data_once(case, make_data, make_mode
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     assert not any(isinstance(c, IFRUCallback) for c in trainer.callbacks)
     assert audit(trainer, data, model=make_model(), **case().files).counts["forgotten"] > 0
+
+
+@pytest.mark.parametrize("changes", [{"threshold": None}, {"test_fraction": 0.0}], ids=["ratings", "nothing held out"])
+def test_what_cannot_be_measured_is_left_open(make_data, make_model, make_trainer, tmp_path, changes):
+    loss = "mse" if "threshold" in changes else "bce"
+    paths = [tmp_path / f"{name}.ckpt" for name in ("a", "b", "c")]
+    data, trainer = make_data(loss, **changes), make_trainer(max_epochs=3)
+    trainer.fit(make_model(loss), datamodule=data)
+    trainer.save_checkpoint(paths[0])
+    request = request_on(data)
+    trainer.unlearn(data, request=request)
+    trainer.save_checkpoint(paths[1])
+    again, trainer = make_data(loss, **changes), make_trainer(max_epochs=3)
+    again.forget(request)
+    again.commit(again.removal())
+    trainer.fit(make_model(loss), datamodule=again)
+    trainer.save_checkpoint(paths[2])
+    report = audit(
+        make_trainer(),
+        make_data(loss, **changes),
+        model=make_model(loss),
+        original=paths[0],
+        unlearned=paths[1],
+        retrained=paths[2:],
+        output=tmp_path / "out",
+    )
+    assert report.unlearned["auroc"] is None
+    assert report.findings[3].answer == "cannot be said"
+    assert set(report.closeness) == ({"test", "forgotten"} if loss == "mse" else {"forgotten"})
+    assert (report.unlearned["recall@20"] is None) == (loss == "bce")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["unlearned"]["auroc"] is None

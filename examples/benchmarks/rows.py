@@ -102,14 +102,25 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def resident_memory() -> float | None:
+    """Return the process's memory in MB now, where the system tells (Linux)."""
+    return _status("VmRSS")
+
+
 def peak_memory() -> float:
     """Return the process's peak memory in MB, since the last reset where there is one."""
+    peak = _status("VmHWM")
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    return peak
+
+
+def _status(name: str) -> float | None:
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
+            if line.startswith(name):
                 return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return None
 
 
 def missing(wanted: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Mapping[str, Any]]:

@@ -77,6 +77,10 @@ def _seconds(rows: list[Row]) -> float | None:
     return median(row["seconds"]["total"] for row in rows) if rows else None
 
 
+def _memory(row: Row) -> float:
+    return row["peak_memory_mb"] - (row["memory_before_mb"] or 0.0)
+
+
 def _least(value: float) -> float:
     return value
 
@@ -122,8 +126,10 @@ def speed_table(rows: Sequence[Row]) -> str:
         columns = [
             Column("seconds", _seconds, _least, 2),
             Column("over retraining's", lambda some: median(speeds(rows, some) or [0]) or None, _least),
+            Column("of the processor", lambda some: median(row["seconds"]["cpu"] for row in some), _least, 2),
             Column("prepared before, s", lambda some: median(row["seconds"]["prepare"] for row in some), None, 2),
             Column("peak memory, MB", lambda some: median(row["peak_memory_mb"] for row in some), None, 0),
+            Column("of it the method's", lambda some: median(_memory(row) for row in some), None, 0),
         ]
         if mine:
             parts.append(f"**{recipe}**\n\n{table(mine, columns)}")
@@ -189,9 +195,9 @@ def deletion_tables(rows: Sequence[Row], suite: str = "deletions") -> str:
             Column("membership", _apart("membership", "paired"), abs, sign=True),
             Column("top-20 shared", _mean("overlap.paired"), _most),
             Column("seconds", _seconds, _least, 2),
+            Column("paired seeds", len, None, 0),
         ]
-        seeds = len({row["seed"] for row in some})
-        known = f"{seeds} paired seed{'s' if seeds > 1 else ''}, {some[0]['forgotten']} training interactions forgotten"
+        known = f"{some[0]['forgotten']} training interactions forgotten"
         parts.append(f"**{recipe}, {deletion}.** {known}.\n\n{table(some, columns)}")
     return "\n\n".join(parts)
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from averages import keep_scores
@@ -15,7 +15,7 @@ from methods.interface import Method
 from plan import ALL_METHODS, Job, by_deletion
 from protocol import Deletion, Ratings
 from recipes import Scorer, Trained
-from rows import Row, key_of, peak_memory, provenance, reset_peak_memory
+from rows import Row, key_of, peak_memory, provenance, reset_peak_memory, resident_memory
 from store import Store
 
 from lightning_ifru import UnlearningRequest
@@ -119,8 +119,9 @@ def _run(task: Row, case: _Case, method: Method, start: Scorer, preparation: flo
     # Those that train a model of their own are measured against that.
     before = case.probe.view(start)
     reset_peak_memory()
+    resident, since = resident_memory(), process_time()
     forgotten = method.forget(case.original, case.request)
-    peak = peak_memory()
+    cpu, peak = process_time() - since, peak_memory()
     after = case.probe.view(forgotten.scorer)
     own = {} if torch.equal(before.scores["test"], case.before.scores["test"]) else {"original": before}
     keep_scores(setting.folder, task["key"], unlearned=after, **own)
@@ -128,8 +129,15 @@ def _run(task: Row, case: _Case, method: Method, start: Scorer, preparation: flo
         **task,
         **provenance(setting.workers),
         "peak_memory_mb": peak,
-        # What came before the request, and what it is compared with, is no part of the method's total.
-        "seconds": {**forgotten.seconds, "prepare": preparation, **{f"of_{k}": v for k, v in case.seconds.items()}},
+        "memory_before_mb": resident,
+        # Beside the method's total: of the processor, which a busy machine does not lengthen (reading the data for the
+        # copy included), what came before the request, and what the method is compared with.
+        "seconds": {
+            **forgotten.seconds,
+            "cpu": cpu,
+            "prepare": preparation,
+            **{f"of_{name}": value for name, value in case.seconds.items()},
+        },
         "details": dict(forgotten.details),
         "forgotten": len(case.probe.groups["forgotten"][0]),
         "metrics": measure(after, before, case.swapped, case.paired, case.free),

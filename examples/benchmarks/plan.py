@@ -138,10 +138,11 @@ def jobs_of(tasks: Iterable[Row]) -> list[Job]:
     for task in tasks:
         gathered.setdefault(original(task), []).append(task)
     jobs = []
-    for (suite, recipe, planted, seed), mine in gathered.items():
+    for (suite, recipe, _, seed), mine in gathered.items():
         ordered = [task for _, same in _by_deletion(mine) for task in same]
-        name = " ".join(part for part in (suite, recipe, planted, f"seed {seed}") if part)
-        jobs.append(Job(name, Recipe(**mine[0]["settings"]["recipe"]), seed, tuple(ordered)))
+        jobs.append(
+            Job(f"{suite}, {recipe}, seed {seed}", Recipe(**mine[0]["settings"]["recipe"]), seed, tuple(ordered))
+        )
     return jobs
 
 

@@ -22,7 +22,7 @@ RECIPES = {
 }
 # Those after which an erased user's row is not simply a fresh one.
 ROWS_OF_THEIR_OWN = {
-    *("retraining-paired", "retraining-free", "sisa", "receraser", "graph-swap"),
+    *("retraining-paired", "retraining-free", "retraining-jittered", "sisa", "receraser", "graph-swap"),
     *("finetuning-1", "finetuning-5", "finetuning-10"),
 }
 

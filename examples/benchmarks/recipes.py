@@ -142,11 +142,14 @@ def fit(
     return trainer
 
 
-def train(recipe: Recipe, source: Source, seed: int, without: UnlearningRequest | None = None) -> Trained:
+def train(
+    recipe: Recipe, source: Source, seed: int, without: UnlearningRequest | None = None, jitter: float = 0.0
+) -> Trained:
     """Train a model from ``seed``, on all data or on those without a request.
 
     With the seed of the original model and ``without`` this is *paired* retraining: the same initialisation, the same
-    batches and negatives, without the forgotten. With another seed it is *free* retraining.
+    batches and negatives, without the forgotten. With another seed it is *free* retraining. ``jitter`` is a relative
+    change of the initialisation, in order to see what of a difference between trainings is chance.
     """
     data = source()
     if without is not None:
@@ -154,5 +157,10 @@ def train(recipe: Recipe, source: Source, seed: int, without: UnlearningRequest 
         data.commit(data.removal())
     clock = time.perf_counter()
     module = recipe.module(data, seed)
+    if jitter:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1 + jitter * torch.randn(parameter.shape, generator=generator))
     fit(module, data, recipe.epochs)
     return Trained(recipe, seed, source, module, data, time.perf_counter() - clock)

@@ -19,6 +19,7 @@ _METHODS: list[Callable[[], Method]] = [
     lambda: InfluenceUnlearning("ifru"),
     lambda: Retraining("retraining-paired"),
     lambda: Retraining("retraining-free", shift=1000),
+    lambda: Retraining("retraining-jittered", jitter=1e-6),
     lambda: FineTuning("finetuning-1", epochs=1),
     lambda: FineTuning("finetuning-5", epochs=5),
     lambda: FineTuning("finetuning-10", epochs=10),

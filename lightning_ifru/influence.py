@@ -91,8 +91,8 @@ class IFRU:
     Args:
         curvature: ``"gauss-newton"``, ``"hessian"``, or ``"auto"``: Gauss-Newton where training was stopped far from a
             minimum (:math:`\|\nabla J(\hat\theta)\| > \|b\|`), else whichever leaves the smaller residual.
-        damping: :math:`\tau` in :math:`\Lambda = \tau\, \bar d\, n_v / n` for the row of a node with ``n_v`` of ``n``
-            interactions, :math:`\bar d` the mean curvature of its parameter; ``None``: chosen by the residual.
+        damping: :math:`\tau` in :math:`\Lambda = \tau\, \bar d\, \sqrt{n_v / n}` for the row of a node with ``n_v`` of
+            ``n`` interactions, :math:`\bar d` the mean curvature of its parameter; ``None``: chosen by the residual.
         max_steps: Newton steps at most.
         cg_iterations: products with the curvature for each linear solve, at most.
         cg_tolerance: relative residual at which a linear solve has converged.

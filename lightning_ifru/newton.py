@@ -3,10 +3,15 @@ r"""Damped Newton steps on the completeness residual, whose curvature and dampin
 .. math::
 
     r(\theta) = \nabla J(\theta; R, G') - \nabla J(\hat\theta; D, G), \qquad
-    (C + \tau M)\, \Delta\theta = -r, \qquad M_v = \bar d\, n_v / n
+    (C + \tau M)\, \Delta\theta = -r, \qquad M_v = \bar d\, \sqrt{n_v / n}
 
 At :math:`\hat\theta` itself :math:`-r = b`, so that the first step is equation (2). One Krylov space serves all
-dampings :math:`\tau`; each candidate is judged by the true, non-linear :math:`\|r\|`, never by held-out labels.
+dampings :math:`\tau`; each candidate is judged by the true, non-linear :math:`\|r\|`, never by held-out labels. Of
+those that do about equally well the largest damping is taken: the smallest change that explains what is gone.
+
+The root is Adam's: it divides a row's gradient by the root of its mean square over the batches, which for a row that is
+in a share :math:`n_v / n` of the examples goes with :math:`\sqrt{n_v / n}`. Training that was stopped has moved a row
+as if damped in this metric, and as a preconditioner it takes half of the products that :math:`n_v / n` does.
 """
 
 from __future__ import annotations
@@ -37,8 +42,10 @@ CURVATURES: dict[CurvatureName, type[Curvature]] = {"gauss-newton": GaussNewton,
 #: Dampings tried, in units of the mean curvature of a row.
 DAMPINGS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _FIRST_DAMPING = DAMPINGS.index(0.1)
-#: A smaller damping is taken if it leaves a residual within this factor of the least.
-_INDIFFERENT = 1.05
+#: The search goes on to a smaller damping while that gains at least 2%.
+_DOWNHILL = 0.98
+#: The largest damping is taken whose residual is worse than the least by at most this share of it and of what it gains.
+_INDIFFERENT = 0.05
 #: Steps go on while each leaves at most this share of the residual ...
 _WORTHWHILE = 0.95
 #: ... and more than this share of the first one is left.
@@ -126,11 +133,11 @@ class NewtonSearch:
         return product
 
     def _metric(self) -> Tensor:
-        r"""Return the diagonal :math:`\bar d\, n_v / n` of the damping, from Hutchinson's estimate, ``[P]``."""
+        r"""Return the diagonal :math:`\bar d\, \sqrt{n_v / n}` of the damping, from Hutchinson's estimate, ``[P]``."""
         theta = self.start
         counts = self.problem.node_counts(self.objective, self.problem.retained)
         share = counts.clamp(min=1) / len(self.problem.retained)
-        scale = expand_to_parameters(share, self.objective, theta)
+        scale = expand_to_parameters(share.sqrt(), self.objective, theta)
         product = self._curvature("gauss-newton", theta)
         generator = torch.Generator().manual_seed(self.method.seed)
         means = dict[str, float]()
@@ -174,7 +181,11 @@ class NewtonSearch:
                 self.report(f"{kind} damping {self.dampings[index]:g}")
             return tried[index][0]
 
-        best = _walk(size, at, len(solutions), norm(residual))
+        def promising(index: int) -> bool:
+            left = norm(self.dampings[index] * metric * solutions[index].value)
+            return left <= _WORTHWHILE * norm(residual)
+
+        best = _walk(size, promising, at, len(solutions), norm(residual))
         if not math.isfinite(size(best)):
             return None
         reached_size, moved, reached = tried[best]
@@ -197,23 +208,23 @@ class NewtonSearch:
         return norm(reached), moved, reached
 
 
-def _walk(size: Callable[[int], float], start: int, length: int, current: float) -> int:
-    """Walk from ``start`` to larger indices (smaller dampings) and, where that gains nothing, to smaller ones.
+def _walk(
+    size: Callable[[int], float], promising: Callable[[int], bool], start: int, length: int, current: float
+) -> int:
+    """Walk from ``start`` into the dip of the sizes, then back to the largest damping that is as good.
 
-    Of sizes within indifference the larger index is preferred; ``current`` is the size that is to be fallen below.
+    Larger indices are smaller dampings. ``current`` is the size that is to be fallen below; to larger dampings the
+    search goes on only where the linear model says that the step is ``promising``.
     """
-    best = least = start
-    index = start + 1
-    while index < length and math.isfinite(size(index)) and size(index) <= _INDIFFERENT * size(least):
-        best = index
-        least = min(least, index, key=size)
-        index += 1
-    if best != start and size(best) < current:
-        return best
-    index = start - 1
-    while index >= 0 and (size(index) * _INDIFFERENT < size(best) or not size(best) < current):
-        best = index if size(index) <= size(best) else best
-        index -= 1
+    best = start
+    while best + 1 < length and size(best + 1) < _DOWNHILL * size(best):
+        best += 1
+    if best == start:
+        while best > 0 and promising(best - 1) and (size(best - 1) < size(best) or not size(best) < current):
+            best -= 1
+    limit = size(best) + _INDIFFERENT * min(size(best), current - size(best))
+    while best > 0 and size(best - 1) <= limit:
+        best -= 1
     return best
 
 

@@ -1,5 +1,6 @@
 """The experiment's machinery: protocol, measures, rows, the command itself, and the tables made of its rows."""
 
+import doctest
 import json
 import math
 import re
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import protocol
 import pytest
+import rows
+import summary
 import torch
 from measure import RANDOM_PAIRS, Probe, measure, seed_cosines
 from methods.local import Local
@@ -559,6 +563,13 @@ def test_a_target_is_reached_or_missed_by_its_mean():
         "100 requests one after another against one, mf-bce, test pairs: ρ over ρ, less 1",
         "100 requests one after another against one, mf-bce, forgotten pairs: ρ over ρ, less 1",
     }
+
+
+@pytest.mark.parametrize("module", [protocol, rows, summary], ids=lambda module: module.__name__)
+def test_examples_in_docstrings_run(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_keys_depend_on_values_and_not_on_their_order():

@@ -30,8 +30,8 @@ class Estimate:
         """Return the estimate from values, or ``None`` without any.
 
         Example:
-            >>> Estimate.of([1.0, 2.0, 3.0, None])
-            Estimate(mean=2.0, half=2.4841377118437524, n=3)
+            >>> Estimate.of([1.0, 2.0, 3.0, None]).text(2)
+            '2.00 ± 2.48'
         """
         found = [value for value in values if value is not None]
         if not found:

@@ -9,12 +9,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rows import Row
-from summary import OURS, RETRAINING, metric, ordered, those
+from summary import OURS, is_yardstick, metric, ordered, those
 
 #: Okabe and Ito's colours, with a marker each, by what a method is without the number of its epochs.
 _LOOKS = {
     OURS: ("#D55E00", "*"),
     "retraining-free": ("#000000", "s"),
+    "retraining-jittered": ("#000000", "d"),
     "finetuning": ("#E69F00", "o"),
     "control-variate": ("#56B4E9", "^"),
     "scif": ("#009E73", "D"),
@@ -25,7 +26,7 @@ _LOOKS = {
     "receraser": ("#0072B2", "X"),
 }
 #: One of each kind, so that the bars can be told apart; the tables have all.
-_BARS = (OURS, "control-variate-1", "finetuning-5", "gradient-step", "scif", "graph-swap")
+_BARS = (OURS, "control-variate-5", "finetuning-5", "gradient-step", "scif", "graph-swap")
 #: What moved away further than this is cut off rather than allowed to flatten all others.
 _HIGHEST = 1.6
 _PAIRS = ("forgotten", "test")
@@ -89,7 +90,7 @@ def draw_ratios(rows: Sequence[Row]) -> Figure:
     suite = [row for row in those(rows) if row["suite"] == "deletions"] or those(rows)
     recipes, deletions = (ordered(row[part] for row in suite) for part in ("recipe", "deletion"))
     run = ordered(row["method"] for row in suite)
-    methods = [name for name in _BARS if name in run] or [name for name in run if name not in RETRAINING]
+    methods = [name for name in _BARS if name in run] or [name for name in run if not is_yardstick(name)]
     figure = Figure(figsize=(1.7 * len(deletions) + 5, 1.9 * len(recipes) + 1.2), layout="constrained")
     grid = figure.subplots(len(recipes), 2, sharex=True, sharey=True, squeeze=False)
     width = 0.84 / len(methods)

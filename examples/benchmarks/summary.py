@@ -96,6 +96,16 @@ def difference(rows: Sequence[Row], name: str, reference: str) -> list[float]:
     return [mean(own) - other for other in metric(rows, f"free.{name}")] if own else []
 
 
+def is_yardstick(method: str) -> bool:
+    """Return whether a method is retraining in full, which others are measured by.
+
+    Example:
+        >>> is_yardstick("retraining-free"), is_yardstick("finetuning-5")
+        (True, False)
+    """
+    return method.startswith("retraining")
+
+
 def ordered(values: Iterable[str]) -> list[str]:
     """Return each value once, in the order of its first occurrence."""
     return list(dict.fromkeys(values))

@@ -15,7 +15,7 @@ from statistics import median
 
 from figures import draw_ratios, draw_seconds
 from rows import Row, read_rows
-from summary import RETRAINING, Estimate, averaged, difference, metric, number, ordered, those
+from summary import Estimate, averaged, difference, is_yardstick, metric, number, ordered, those
 from targets import speeds, targets
 
 _SECTION = re.compile(r"(<!-- rows: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -46,7 +46,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     cells: dict[str, list[str]] = {name: [] for name in groups}
     for column in columns:
         values = {name: column.value(mine) for name, mine in groups.items()}
-        contest = {n: v for n, v in values.items() if v is not None and n not in RETRAINING}
+        contest = {n: v for n, v in values.items() if v is not None and not is_yardstick(n)}
         key = column.best
         shown = {name: number(value, column.digits, column.sign) for name, value in values.items()}
         best = shown[min(contest, key=lambda name: key(contest[name]))] if key and contest else None
@@ -122,7 +122,7 @@ def speed_table(rows: Sequence[Row]) -> str:
     """Return the seconds of every method, and over those of retraining in the same run."""
     parts = []
     for recipe in ordered(row["recipe"] for row in rows):
-        mine = [row for row in rows if row["recipe"] == recipe and row["suite"] in ("flipped", "deletions")]
+        mine = [row for row in rows if row["recipe"] == recipe and row["suite"] not in ("sequential", "ablations")]
         columns = [
             Column("seconds", _seconds, _least, 2),
             Column("over retraining's", lambda some: median(speeds(rows, some) or [0]) or None, _least),
@@ -208,6 +208,8 @@ SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "speed": speed_table,
     "flipped": flipped_tables,
     "deletions": deletion_tables,
+    "partial": lambda rows: deletion_tables(rows, "partial"),
+    "published": lambda rows: deletion_tables(rows, "published"),
     "sequential": lambda rows: deletion_tables(rows, "sequential"),
     "ablations": lambda rows: deletion_tables(rows, "ablations"),
 }

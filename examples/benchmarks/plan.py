@@ -128,7 +128,7 @@ def tasks_of(config: Config, ratings: Ratings, suites: Iterable[str]) -> list[Ro
 
 
 def jobs_of(tasks: Iterable[Row]) -> list[Job]:
-    """Return the jobs of tasks, those of earlier suites first."""
+    """Return the jobs of tasks: the longest trainings first, so that no worker ends with one of them alone."""
 
     def original(task: Row) -> tuple[Any, ...]:
         planted = task["deletion"] if task["settings"]["deletion"]["kind"] == "flipped" else ""
@@ -143,7 +143,7 @@ def jobs_of(tasks: Iterable[Row]) -> list[Job]:
         jobs.append(
             Job(f"{suite}, {recipe}, seed {seed}", Recipe(**mine[0]["settings"]["recipe"]), seed, tuple(ordered))
         )
-    return jobs
+    return sorted(jobs, key=lambda job: -job.recipe.epochs)
 
 
 def by_deletion(job: Job) -> list[tuple[Deletion, list[Row]]]:

@@ -18,8 +18,8 @@ from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.ids import IdIndex
 from lightning_ifru.interactions import InteractionTable
+from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
 from lightning_ifru.mixin import IFRUMixin
-from lightning_ifru.trainer import _LOADING_ERRORS, _loading, _refusal
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Exhibit:
             UnlearningError: it cannot be read, does not fit the module, or does not say what its data were.
         """
         try:
-            checkpoint = trainer.strategy.load_checkpoint(path, **_loading(trainer, weights_only))
+            checkpoint = trainer.strategy.load_checkpoint(path, **loading_arguments(trainer, weights_only))
             if not isinstance(checkpoint, Mapping):
                 raise ValueError(f"it holds a {type(checkpoint).__name__}")
             module.on_load_checkpoint(checkpoint)
@@ -71,8 +71,8 @@ class Exhibit:
                 data=checkpoint.get(type(data).__qualname__) or {},
             )
             loaded.fill(module)
-        except _LOADING_ERRORS as error:
-            raise _refusal(error, path, module) from error
+        except LOADING_ERRORS as error:
+            raise loading_refusal(error, path, module) from error
         if "user_ids" not in loaded.data:
             raise DataError(
                 f"the {role} checkpoint {loaded.file} does not say which interactions it was trained on; give one "

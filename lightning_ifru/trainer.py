@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning
@@ -17,7 +14,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_ifru.callback import IFRUCallback, all_or_nothing, as_request, check_no_averages, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import UnlearningError
+from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 
@@ -58,7 +55,7 @@ def unlearn(
     """
     callback = _callback(trainer)
     _check_strategy(trainer)
-    loading = _loading(trainer, weights_only)
+    loading = loading_arguments(trainer, weights_only)
     check_no_averages(trainer)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
     reports: list[UnlearningReport] = []
@@ -79,36 +76,11 @@ def unlearn(
             data.removal()  # raises: nothing is staged
         try:
             trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False, **loading)
-        except _LOADING_ERRORS as error:
+        except LOADING_ERRORS as error:
             if loaded or ckpt_path is None:
                 raise
-            raise _refusal(error, ckpt_path, module) from error
+            raise loading_refusal(error, ckpt_path, module) from error
     return reports[0]
-
-
-#: What loading a checkpoint raises: no such file, no checkpoint, another shape, no "best" yet.
-_LOADING_ERRORS = (OSError, EOFError, UnpicklingError, KeyError, RuntimeError, ValueError)
-
-
-def _refusal(error: Exception, ckpt_path: str | Path, module: lightning.LightningModule) -> UnlearningError:
-    reason = " ".join(str(error).split())
-    # Torch writes paragraphs, in bold.
-    first = re.sub(r"\x1b\[\d*m", "", str(error).strip().partition("\n")[0])[:200].strip()
-    if isinstance(error, UnpicklingError) and re.search("Unsupported (global|class)|unrecognized function", reason):
-        return UnlearningError(
-            f"the checkpoint {ckpt_path} holds more than tensors and plain values, which is not loaded unasked "
-            f"({first}); pass weights_only=False if you trust where it comes from."
-        )
-    if "loading state_dict" not in reason:
-        return UnlearningError(
-            f"the checkpoint {ckpt_path} could not be loaded ({type(error).__name__}: {first}); give the path of one "
-            "that Lightning has written."
-        )
-    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-    return UnlearningError(
-        f"the checkpoint {ckpt_path} does not fit {type(module).__name__} with parameters {shapes}; give the "
-        f"checkpoint of this model, or build the model as it was trained. ({reason})"
-    )
 
 
 def _callback(trainer: lightning.Trainer) -> IFRUCallback:
@@ -132,18 +104,6 @@ def _check_strategy(trainer: lightning.Trainer) -> None:
             f"unlearn got {name} with {trainer.world_size} processes; it runs in one so far: save a checkpoint and "
             "unlearn with Trainer(devices=1, num_nodes=1), ckpt_path=..."
         )
-
-
-def _loading(trainer: lightning.Trainer, weights_only: bool | None) -> dict[str, bool]:
-    """Return the arguments for loading a checkpoint; Lightning before 2.6 takes none and allows every object."""
-    if "weights_only" in inspect.signature(trainer.predict).parameters:
-        return {} if weights_only is None else {"weights_only": weights_only}
-    if weights_only:
-        raise MisconfigurationException(
-            f"unlearn got weights_only=True, which Lightning {lightning.__version__} cannot keep; leave it out, or "
-            "install Lightning 2.6 or later."
-        )
-    return {}
 
 
 def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) -> lightning.LightningModule:

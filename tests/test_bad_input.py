@@ -547,7 +547,7 @@ def test_strict_loading_is_refused_where_lightning_cannot_keep_it(world, monkeyp
 
     monkeypatch.setattr(lightning.Trainer, "predict", older)
     state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
-    with pytest.raises(MisconfigurationException, match=r"weights_only=True, which Lightning .* cannot keep"):
+    with pytest.raises(MisconfigurationException, match=r"got weights_only=True, which Lightning .* cannot keep"):
         world.trainer.unlearn(world.data, request=world.request, weights_only=True)
     state.check()
     assert world.trainer.unlearn(world.data, request=world.request, weights_only=False).num_users_erased == 1

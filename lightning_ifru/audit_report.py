@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from lightning_ifru.audit_verdict import Finding, findings, headline, limits
-from lightning_ifru.report import _finite
+from lightning_ifru.finite import finite
 
 Figures = dict[str, float | None]
 
@@ -108,7 +108,7 @@ class AuditReport:
     def to_json(self, indent: int | None = 2) -> str:
         """Return all attributes, the verdict, the findings and the limits as JSON."""
         said = {"verdict": self.verdict, "findings": [asdict(f) for f in self.findings], "limits": self.limits}
-        return json.dumps(_finite(asdict(self) | said), indent=indent, ensure_ascii=False)
+        return json.dumps(finite(asdict(self) | said), indent=indent, ensure_ascii=False)
 
     def to_html(self) -> str:
         """Return one self-contained HTML page for readers who are no engineers."""

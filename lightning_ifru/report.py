@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from lightning_ifru.finite import finite
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -80,7 +82,7 @@ class UnlearningReport:
             >>> json.loads(report.to_json())["stationarity"] is None
             True
         """
-        return json.dumps(_finite(asdict(self)), indent=indent)
+        return json.dumps(finite(asdict(self)), indent=indent)
 
     def scalars(self) -> dict[str, float]:
         """Return the numbers for a logger, flat, under ``unlearn/``.
@@ -89,7 +91,7 @@ class UnlearningReport:
             >>> UnlearningReport("ab12", 3, {}, 1, 0, residual_after=0.5).scalars()["unlearn/residual_after"]
             0.5
         """
-        values = _finite(asdict(self))
+        values = finite(asdict(self))
         flat = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         for group in ("seconds", "metrics_before", "metrics_after"):
             flat.update({f"{group}/{name}": value for name, value in values[group].items() if value is not None})
@@ -181,11 +183,3 @@ _METRIC_NAMES = {"auroc": "AUROC", "recall@20": "Recall@20", "ndcg@20": "NDCG@20
 
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

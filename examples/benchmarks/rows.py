@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import os
 import platform
 import resource
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lightning_ifru.finite import finite
 
 Row = dict[str, Any]
 
@@ -72,7 +73,7 @@ class RowFile:
 
     def append(self, row: Row) -> None:
         """Write a row to the disk; numbers that are not finite as ``null``."""
-        line = json.dumps(_finite(row), sort_keys=True, allow_nan=False) + "\n"
+        line = json.dumps(finite(row), sort_keys=True, allow_nan=False) + "\n"
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
@@ -127,14 +128,6 @@ def missing(wanted: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Ma
     """Return those of the wanted whose key no row has."""
     done = {row["key"] for row in rows}
     return [one for one in wanted if one["key"] not in done]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

@@ -143,6 +143,7 @@ class IFRUCallback(lightning.Callback):
         return {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **{name: getattr(report, name) for name in kept},
+            "seconds": report.seconds["total"],
             "method": asdict(self.method),
         }
 

@@ -662,6 +662,7 @@ def test_the_ledger_has_digest_and_counts_and_no_id_and_survives_checkpoints(tra
     assert entry["num_forgotten"] == report.num_forgotten
     assert entry["method"]["max_steps"] == 2
     assert entry["residual_after"] == report.residual_after
+    assert entry["seconds"] == report.seconds["total"] > 0
     for name in [*request.users, *request.items]:
         assert name not in repr(trainer.callbacks[0].state_dict())
     path = report.checkpoint

@@ -17,14 +17,14 @@ from lightning_ifru.metrics import (
     membership_auroc,
     pair_scores,
     ranking,
+    top_items,
+    with_negatives,
 )
 from lightning_ifru.metrics.checks import check_finite
 from lightning_ifru.mixin import IFRUMixin
 
 #: The length of recommended lists.
 TOP = 20
-#: Users ranked at a time.
-_USERS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +111,7 @@ class Questions:
         test, candidates, seen = after.select("test"), after.candidates, after.select("train")
         held_out = test[test.label > 0]
         if not before.labelled:
-            # As in metrics.evaluate, so that the two can be compared.
-            generator = torch.Generator().manual_seed(seed)
-            drawn = candidates[torch.randint(len(candidates), (len(test),), generator=generator)]
-            label = torch.cat([test.label, torch.zeros_like(test.label)])
-            test = Interactions(test.user.repeat(2), torch.cat([test.item, drawn]), label)
+            test = with_negatives(test, candidates, seed)
         known = torch.bincount(seen.user, minlength=num_users)
         users = ((known > 0) & (known <= len(candidates) - TOP)).nonzero().flatten()
         return cls(
@@ -166,7 +162,13 @@ class Questions:
         return Answers(
             test=test,
             forgotten=forgotten,
-            top=self._recommended(module, h),
+            top=top_items(
+                lambda users: block_scores(decode, h, users, self.candidates + self.num_users),
+                self.users,
+                self.seen,
+                self.candidates,
+                TOP,
+            ),
             h=h.clone(),  # of matrix factorisation it is the parameter, which the next model overwrites
             figures={
                 "auroc": auroc["all"],
@@ -177,18 +179,6 @@ class Questions:
                 "forgotten_probability": float(members.double().sigmoid().mean()),
             },
         )
-
-    def _recommended(self, module: IFRUMixin, h: Tensor) -> Tensor:
-        """The items ``[users, 20]`` with the highest scores among the candidates that a user has not seen."""
-        decode = None if module.scores_dot_products else module.decode
-        lists = [torch.empty(0, TOP, dtype=torch.long, device=h.device)]
-        for block in self.users.split(_USERS):
-            scores = h.new_full((len(block), self.num_items), -torch.inf)
-            scores[:, self.candidates] = block_scores(decode, h, block, self.candidates + self.num_users)
-            known = self.seen[torch.isin(self.seen.user, block)]
-            scores[torch.searchsorted(block, known.user), known.item] = -torch.inf
-            lists.append(scores.topk(TOP).indices)
-        return torch.cat(lists)
 
 
 def _rows(table: InteractionTable, rows: Tensor) -> Interactions:

@@ -112,6 +112,34 @@ def test_ranking_without_held_out_pairs_is_none(world):
     assert got == {"recall@20": None, "ndcg@20": None}
 
 
+@pytest.mark.parametrize("k", [1, 5, 100], ids="k={}".format)
+@pytest.mark.parametrize("block", [2, 256], ids="block={}".format)
+def test_the_lists_are_the_unseen_candidates_in_order_and_then_what_is_left(world, monkeypatch, k, block):
+    h, _, seen, candidates = world
+    monkeypatch.setattr(metrics.retrieval, "_USERS", block)
+    users = [0, 3, 4, 8]
+    score = h[:USERS] @ h[USERS:].T
+
+    def scores(asked):
+        assert len(asked) <= block
+        return score[asked][:, candidates]
+
+    got = metrics.top_items(scores, torch.tensor(users), interactions(seen), torch.tensor(candidates), k)
+    assert got.shape == (len(users), min(k, len(candidates)))
+    for user, row in zip(users, got.tolist(), strict=True):
+        left = [i for i in candidates if (user, i) not in seen]
+        assert 10 < len(left) < len(candidates)
+        assert row[: len(left)] == sorted(left, key=lambda i: -score[user, i])[:k]
+        assert set(row) <= set(candidates)
+        assert len(set(row)) == len(row)
+
+
+@pytest.mark.parametrize(("users", "candidates"), [([], [0, 1]), ([0, 1], [])], ids=["no users", "no candidates"])
+def test_without_users_or_candidates_there_is_nothing_to_recommend(users, candidates):
+    whom, what = (torch.tensor(some, dtype=torch.long) for some in (users, candidates))
+    assert metrics.top_items(pytest.fail, whom, empty(), what).shape == (len(users), len(candidates))
+
+
 @pytest.mark.parametrize("pairs", [1, 7, 40])
 def test_the_size_of_the_pieces_is_irrelevant(world, monkeypatch, pairs):
     h, held_out, seen, candidates = world
@@ -169,6 +197,21 @@ def test_evaluate_of_implicit_feedback_draws_negatives_among_the_candidates_by_s
     assert got["auroc"] == pytest.approx(naive_auroc(dot(src, dst).tolist(), [True] * n + [False] * n), abs=1e-6)
     assert run(4) == got
     assert run(5)["auroc"] != got["auroc"]
+
+
+def test_drawn_negatives_are_pairs_of_the_same_users_in_the_same_order_drawn_uniformly():
+    some, candidates = interactions([(u % 7, u % 3) for u in range(4000)], [2.0] * 4000), torch.tensor([9, 4, 6])
+    both = metrics.with_negatives(some, candidates, seed=3)
+    for part, n in ((both[:4000], 4000), (both[4000:], 4000)):
+        assert len(part) == n
+        assert torch.equal(part.user, some.user)
+    assert torch.equal(both.item[:4000], some.item)
+    assert both.label.tolist() == [2.0] * 4000 + [0.0] * 4000
+    counts = torch.bincount(both.item[4000:], minlength=10)[candidates]
+    assert int(counts.sum()) == 4000
+    assert (counts - 4000 / 3).abs().max() < 5 * math.sqrt(4000 * 2 / 9), "five standard deviations"
+    assert torch.equal(metrics.with_negatives(some, candidates, seed=3).item, both.item)
+    assert not torch.equal(metrics.with_negatives(some, candidates, seed=4).item, both.item)
 
 
 def test_evaluate_without_test_pairs_is_none():

@@ -23,15 +23,13 @@ from lightning_ifru.metrics import (
     noise_floor,
     parameter_distance,
     score_distance,
+    top_items,
     topk_overlap,
 )
 from lightning_ifru.metrics.checks import check_finite
 
 K = 20
 RANDOM_PAIRS = 20_000
-
-#: Users ranked at a time.
-_USERS = 256
 
 Metrics = dict[str, float | list[float] | None]
 
@@ -116,11 +114,11 @@ class Probe:
 
     def view(self, scorer: Scorer) -> View:
         """Ask a model."""
-        top = self._top(scorer)
         auroc = affected_auroc(scorer.pairs(self.test.user, self.test.item), self.test.label > 0, *self.touched)
         quality = {f"auroc.{name}": value for name, value in auroc.items()}
         quality["membership"] = _or_none(membership_auroc, *(scorer.pairs(*p) for p in (self.members, self.nonmembers)))
         users = self.found.user.unique()
+        top = top_items(lambda block: scorer.block(block)[:, self.candidates], users, self.seen, self.candidates, K)
         truth = torch.stack([torch.searchsorted(users, self.found.user), self.found.item])
         for name, metric in (("recall", LinkPredRecall(K)), ("ndcg", LinkPredNDCG(K))):
             metric.update(top, truth)
@@ -137,15 +135,6 @@ class Probe:
             if scorer.parameters is None
             else {n: p[self.kept] if len(p) == len(self.kept) else p for n, p in scorer.parameters.items()},
         )
-
-    def _top(self, scorer: Scorer) -> Tensor:
-        lists = []
-        for block in self.found.user.unique().split(_USERS):
-            scores = scorer.block(block).clone()
-            mine = torch.isin(self.seen.user, block)
-            scores[torch.searchsorted(block, self.seen.user[mine]), self.seen.item[mine]] = -torch.inf
-            lists.append(self.candidates[scores[:, self.candidates].topk(min(K, len(self.candidates))).indices])
-        return torch.cat(lists)
 
 
 def measure(unlearned: View, original: View, swapped: View, paired: View, free: Sequence[View] = ()) -> Metrics:

@@ -16,10 +16,11 @@ function                           class                 what it says
                                    LinkPredNDCG          ``torchmetrics.Metric`` as they stand
 =================================  ====================  ==============================================================
 
-Pairs for the attack are found by :func:`matched_nonmembers`, scores by :func:`pair_scores` and :func:`block_scores`,
-and :func:`evaluate` puts together what an unlearning report says. No number alone shows that something was
-forgotten: an AUROC can rise while the model moves away from the retrained one, and without a noise floor a distance
-has no scale. Values that are not finite are refused by all of them.
+Pairs for the attack are found by :func:`matched_nonmembers`, negatives of implicit feedback by :func:`with_negatives`,
+recommended items by :func:`top_items`, scores by :func:`pair_scores` and :func:`block_scores`, and :func:`evaluate`
+puts together what an unlearning report says. No number alone shows that something was forgotten: an AUROC can rise
+while the model moves away from the retrained one, and without a noise floor a distance has no scale. Values that are
+not finite are refused by all of them.
 
 The classes add up in float64, in chunks, batches and processes (``torch.distributed``) alike.
 """
@@ -43,11 +44,11 @@ from lightning_ifru.metrics.distance import (
     embedding_distance,
     parameter_distance,
 )
-from lightning_ifru.metrics.evaluation import evaluate
+from lightning_ifru.metrics.evaluation import evaluate, with_negatives
 from lightning_ifru.metrics.matching import matched_nonmembers
 from lightning_ifru.metrics.membership import MIN_MEMBERS, MembershipAUROC, membership_auroc
 from lightning_ifru.metrics.overlap import TopKOverlap, topk_overlap
-from lightning_ifru.metrics.retrieval import ranking
+from lightning_ifru.metrics.retrieval import ranking, top_items
 from lightning_ifru.metrics.scores import Decoder, auroc, block_scores, dot_product, pair_scores
 
 __all__ = [
@@ -79,5 +80,7 @@ __all__ = [
     "parameter_distance",
     "ranking",
     "score_distance",
+    "top_items",
     "topk_overlap",
+    "with_negatives",
 ]

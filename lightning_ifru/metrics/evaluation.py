@@ -48,14 +48,31 @@ def evaluate(
         >>> evaluate(None, h, 1, test, seen, candidates=torch.arange(2), labelled=True)
         {'auroc': 1.0, 'recall@20': 1.0, 'ndcg@20': 1.0}
     """
-    user, item, positive = test.user, test.item, test.label > 0
-    if not labelled:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = candidates[torch.randint(len(candidates), (len(test),), generator=generator).to(candidates.device)]
-        user, item = user.repeat(2), torch.cat([item, drawn])
-        positive = torch.cat([positive, torch.zeros_like(positive)])
-    scores = pair_scores(decode or dot_product, h, user, item + num_users)
+    pairs = test if labelled else with_negatives(test, candidates, seed)
+    scores = pair_scores(decode or dot_product, h, pairs.user, pairs.item + num_users)
     return {
-        "auroc": auroc(scores, positive),
+        "auroc": auroc(scores, pairs.label > 0),
         **ranking(decode, h, num_users, test[test.label > 0], seen, candidates),
     }
+
+
+def with_negatives(test: Interactions, candidates: Tensor, seed: int = 0) -> Interactions:
+    """Return the pairs ``[n]`` and after them as many of the same users with label 0 and items drawn uniformly.
+
+    Args:
+        test: the pairs.
+        candidates: the items ``[M]`` to draw from; what a user has chosen may be drawn, too.
+        seed: of the draw.
+
+    Example:
+        >>> test = Interactions(torch.tensor([5, 6]), torch.tensor([0, 1]), torch.ones(2))
+        >>> both = with_negatives(test, candidates=torch.tensor([3]))
+        >>> both.user, both.item, both.label
+        (tensor([5, 6, 5, 6]), tensor([0, 1, 3, 3]), tensor([1., 1., 0., 0.]))
+    """
+    drawn = torch.randint(len(candidates), (len(test),), generator=torch.Generator().manual_seed(seed))
+    return Interactions(
+        test.user.repeat(2),
+        torch.cat([test.item, candidates[drawn.to(candidates.device)]]),
+        torch.cat([test.label, torch.zeros_like(test.label)]),
+    )

@@ -1,6 +1,8 @@
-"""Recall@k and NDCG@k of recommending from all candidate items."""
+"""Lists of recommended items, and Recall@k and NDCG@k of recommending from all candidates."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +14,50 @@ from lightning_ifru.metrics.scores import Decoder, block_scores
 
 #: Users ranked at a time.
 _USERS = 256
+
+
+def top_items(
+    score: Callable[[Tensor], Tensor], users: Tensor, seen: Interactions, candidates: Tensor, k: int = 20
+) -> Tensor:
+    """Return the ``k`` candidates with the highest scores for each user, without those that the user has seen.
+
+    Args:
+        score: ``users [B] -> scores [B, M]`` of all candidates, a tensor that may be written to.
+        users: sorted, without repetition, ``[n]``.
+        seen: the interactions whose items are not recommended to their users again. A user with fewer than ``k``
+            candidates left gets them all and then some of these.
+        candidates: the items ``[M]`` that can be recommended.
+        k: the length of the lists, ``M`` at most.
+
+    Returns:
+        Items ``[n, min(k, M)]``, best first.
+
+    Raises:
+        UnlearningError: If a score is not finite.
+
+    Example:
+        >>> seen = Interactions(torch.tensor([0]), torch.tensor([2]), torch.ones(1))
+        >>> scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])  # of two users for three items
+        >>> top_items(lambda users: scores[users], torch.arange(2), seen, candidates=torch.arange(3), k=2)
+        tensor([[1, 0],
+                [2, 1]])
+    """
+    k = min(k, len(candidates))
+    if not (k and len(users)):
+        return candidates.new_empty(len(users), k)
+    column = torch.full((int(torch.cat([candidates, seen.item]).max()) + 1,), -1, device=candidates.device)
+    column[candidates] = torch.arange(len(candidates), device=candidates.device)
+    # Sorted by user, a block's interactions are one slice instead of a search through all.
+    seen = seen[seen.user.argsort()]
+    lists = []
+    for block in users.split(_USERS):
+        scores = score(block)
+        check_finite(scores=scores)
+        known = _of_users(seen, block)
+        known = known[(column[known.item] >= 0) & torch.isin(known.user, block)]
+        scores[torch.searchsorted(block, known.user), column[known.item]] = -torch.inf
+        lists.append(candidates[scores.topk(k).indices])
+    return torch.cat(lists)
 
 
 def ranking(
@@ -58,22 +104,14 @@ def ranking(
     """
     if not len(held_out):
         return {f"recall@{k}": None, f"ndcg@{k}": None}
-    recall, ndcg = LinkPredRecall(k).to(h.device), LinkPredNDCG(k).to(h.device)
-    column = torch.full((h.shape[0] - num_users,), -1, dtype=torch.long, device=h.device)
-    column[candidates] = torch.arange(len(candidates), device=h.device)
-    # Sorted by user, a block's interactions are one slice instead of a search through all.
-    held_out, seen = held_out[held_out.user.argsort()], seen[seen.user.argsort()]
-    for block in held_out.user.unique().split(_USERS):
-        scores = block_scores(decode, h, block, candidates + num_users)
-        check_finite(scores=scores)
-        known, wanted = (_of_users(some, block) for some in (seen, held_out))
-        known = known[(column[known.item] >= 0) & torch.isin(known.user, block)]
-        scores[torch.searchsorted(block, known.user), column[known.item]] = -torch.inf
-        top = candidates[scores.topk(min(k, len(candidates))).indices]
-        truth = torch.stack([torch.searchsorted(block, wanted.user), wanted.item])
-        for metric in (recall, ndcg):
-            metric.update(top, truth)
-    return {f"recall@{k}": float(recall.compute()), f"ndcg@{k}": float(ndcg.compute())}
+    users = held_out.user.unique()
+    top = top_items(lambda block: block_scores(decode, h, block, candidates + num_users), users, seen, candidates, k)
+    truth = torch.stack([torch.searchsorted(users, held_out.user), held_out.item])
+    figures: dict[str, float | None] = {}
+    for name, metric in ((f"recall@{k}", LinkPredRecall(k)), (f"ndcg@{k}", LinkPredNDCG(k))):
+        metric.to(h.device).update(top, truth)
+        figures[name] = float(metric.compute())
+    return figures
 
 
 def _of_users(interactions: Interactions, users: Tensor) -> Interactions:

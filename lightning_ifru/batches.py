@@ -127,9 +127,10 @@ class _Epochs(Sampler[int]):
         return len(self._batches)
 
     def __iter__(self) -> Iterator[int]:
+        # A generator, because a trainer that resumes asks for the iterator first and sets the epoch then.
         self._batches.set_epoch(self._epoch)
         self._epoch += 1
-        return iter(range(len(self._batches)))
+        yield from range(len(self._batches))
 
 
 def training_loader(batches: TrainingBatches) -> DataLoader[Batch]:

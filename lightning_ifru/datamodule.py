@@ -206,10 +206,14 @@ class InteractionDataModule(lightning.LightningDataModule):
         """Return the training batches, in an order that follows from torch's seed and the epoch.
 
         Paired retraining is a fit from the same seed on data from which the forgotten have been taken: the same
-        batches and negatives, without them.
+        batches and negatives, without them. Trainings that are to differ in them need seeds of their own, also within
+        one process. A fit that resumes in the middle of an epoch begins that epoch's order anew.
         """
+        seed, trainer = torch.initial_seed(), getattr(self, "trainer", None)
+        if trainer is not None and trainer.world_size > 1:
+            seed = trainer.strategy.broadcast(seed)  # without a seed every process would shuffle for itself
         num_negatives = 0 if self.labelled else self.num_negatives
-        return training_loader(TrainingBatches(self.table, self.batch_size, num_negatives, torch.initial_seed()))
+        return training_loader(TrainingBatches(self.table, self.batch_size, num_negatives, seed))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the validation batches; no loader at all where nothing is held out."""

@@ -1,5 +1,9 @@
 """The order of training: everything once an epoch, by seed and epoch alone, and paired with that of the original."""
 
+import json
+import subprocess
+import sys
+
 import lightning
 import pandas as pd
 import pytest
@@ -163,3 +167,65 @@ def test_a_checkpoint_that_has_forgotten_leaves_the_same_gaps(planted):
     second.load_state_dict(first.state_dict())
     assert not torch.equal(first.table.trained, first.table.split == 0)
     assert torch.equal(first.table.trained, second.table.trained)
+
+
+def test_a_fit_that_resumes_goes_on_with_the_epoch_it_had_come_to(make_data, make_model, make_trainer, tmp_path):
+    seen = {}
+
+    class Record(lightning.Callback):
+        def __init__(self, name):
+            self.batches = seen.setdefault(name, {})
+
+        def on_train_batch_start(self, trainer, module, batch, index):
+            self.batches.setdefault(trainer.current_epoch, []).append(rows_of(batch))
+
+    def fit(name, epochs, ckpt_path=None):
+        lightning.seed_everything(11, verbose=False)
+        trainer = make_trainer(callbacks=[Record(name)], max_epochs=epochs, enable_checkpointing=False)
+        trainer.fit(make_model("bpr"), datamodule=make_data("bpr"), ckpt_path=ckpt_path)
+        return trainer
+
+    fit("half", 2).save_checkpoint(tmp_path / "half.ckpt")
+    fit("resumed", 4, tmp_path / "half.ckpt")
+    fit("whole", 4)
+    assert seen["resumed"].keys() == {2, 3}
+    assert all(seen["resumed"][epoch] == seen["whole"][epoch] for epoch in (2, 3))
+    assert seen["whole"][0] != seen["whole"][2]
+
+
+_TWO_PROCESSES = """
+import json, os, sys, lightning, torch
+from lightning_ifru import InteractionDataModule
+from lightning_ifru.models import MatrixFactorization
+
+class Recorded(MatrixFactorization):
+    seen = []
+    def training_step(self, batch, index):
+        self.seen.extend(zip(batch["user"].tolist(), batch["item"].tolist()))
+        return super().training_step(batch, index)
+
+torch.manual_seed(int(os.environ["RANK"]))  # as if nobody had seeded: every process has a seed of its own
+pairs = [(u, i) for u in range(12) for i in range(10) if (u * i) % 3]
+data = InteractionDataModule({"user": [u for u, _ in pairs], "item": [i for _, i in pairs]}, batch_size=8,
+                             val_fraction=0, test_fraction=0)
+model = Recorded(data.num_users, data.num_items, embedding_dim=4)
+trainer = lightning.Trainer(max_epochs=1, devices=2, strategy="ddp", accelerator="cpu", logger=False,
+                            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer.fit(model, datamodule=data)
+with open(sys.argv[1] + os.environ["RANK"], "w") as file:
+    json.dump(model.seen, file)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+def test_two_processes_that_nobody_has_seeded_share_one_order(tmp_path):
+    """Each row of the data once in an epoch, in one process or the other, but for the batch that evens them out."""
+    script = tmp_path / "fit.py"
+    script.write_text(_TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, script, tmp_path / "seen"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [tuple(pair) for rank in "01" for pair in json.loads((tmp_path / f"seen{rank}").read_text())]
+    wanted = {(u, i) for u in range(12) for i in range(10) if (u * i) % 3}
+    assert len(set(rows)) == len(wanted)
+    assert len(rows) - len(wanted) in range(9)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from measure import View, seed_cosines
-from rows import Row, key_of
+from rows import Row
+from selection import averaged_key, groups
 from torch import Tensor
 
 
@@ -37,14 +38,9 @@ def average_rows(folder: Path, rows: Iterable[Row], wanted: Container[str]) -> l
     """
     rows = list(rows)
     there = {row["key"] for row in rows}
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if row["key"] in wanted:
-            groups.setdefault(tuple(row[part] for part in ("suite", "recipe", "deletion", "method")), []).append(row)
     made = []
-    for group in groups.values():
-        key = key_of(averaged=sorted(row["key"] for row in group))
-        if len(group) < 2 or key in there:
+    for group in groups(row for row in rows if row["key"] in wanted):
+        if (key := averaged_key(group)) in there:
             continue
         about = {name: value for name, value in group[-1].items() if name not in _OF_ONE}
         metrics = seed_cosines([_scores(folder, row) for row in group])

@@ -151,7 +151,8 @@ def measure(unlearned: View, original: View, swapped: View, paired: View, free: 
         Flat: ``WHAT.PAIRS.REFERENCE`` for ``distance``, ``ratio``, ``cosine`` and the reference ``paired``; the same
         for the original's and the swapped model's distance (``original.distance``, ...); ``.swapped`` at the end where
         the swapped model is taken for the original; ``.free`` as lists with one value per retrained model, and
-        ``floor.PAIRS``. ``None`` where a number does not exist: without change there is no direction.
+        ``floor.PAIRS``, with the floors without each of them as ``floor.PAIRS.without`` where there are three at least.
+        ``None`` where a number does not exist: without change there is no direction.
     """
     found: Metrics = dict(unlearned.quality)
     found |= {f"original.{name}": value for name, value in original.quality.items()}
@@ -168,7 +169,12 @@ def measure(unlearned: View, original: View, swapped: View, paired: View, free: 
         found[f"ratio.{pairs}.free"] = [float(completeness_ratio(u, o, f.scores[pairs])) for f in free]
         found[f"cosine.{pairs}.paired"] = _or_none(change_cosine, u, o, target)
         found[f"cosine.{pairs}.paired.swapped"] = _or_none(change_cosine, u, s, target)
-        found[f"floor.{pairs}"] = _or_none(noise_floor, torch.stack([f.scores[pairs] for f in free])) if free else None
+        again = [f.scores[pairs] for f in free]
+        found[f"floor.{pairs}"] = _or_none(noise_floor, torch.stack(again)) if free else None
+        found[f"floor.{pairs}.without"] = [
+            float(noise_floor(torch.stack(again[:k] + again[k + 1 :])))
+            for k in range(len(free) if len(free) > 2 else 0)
+        ]
     found["overlap.paired"] = float(topk_overlap(unlearned.top, paired.top))
     found["original.overlap.paired"] = float(topk_overlap(original.top, paired.top))
     found["overlap.free"] = [float(topk_overlap(unlearned.top, view.top)) for view in free]

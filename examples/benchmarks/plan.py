@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from itertools import groupby, product
@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from methods import METHODS
 from methods.interface import Method
-from protocol import DataSettings, Deletion, Ratings
+from protocol import DataSettings, Deletion
 from recipes import Recipe
 from rows import Row, key_of
 from sequential import Sequential
@@ -106,8 +106,8 @@ class Job:
     tasks: tuple[Row, ...]
 
 
-def tasks_of(config: Config, ratings: Ratings, suites: Iterable[str]) -> list[Row]:
-    """Return the rows to be, each once."""
+def tasks_of(config: Config, data: Mapping[str, Any], suites: Iterable[str]) -> list[Row]:
+    """Return the rows to be, each once; ``data`` as ``Ratings.described`` has it."""
     tasks: dict[str, Row] = {}
     for suite in suites:
         for block in config.suites[suite]:
@@ -118,7 +118,7 @@ def tasks_of(config: Config, ratings: Ratings, suites: Iterable[str]) -> list[Ro
                     "recipe": asdict(config.recipes[recipe]),
                     "deletion": asdict(deletion),
                     "method": _described(ALL_METHODS[method]()),
-                    "data": ratings.described(),
+                    "data": dict(data),
                     "retraining_seeds": block.retraining_seeds,
                 }
                 task = {"suite": suite, "recipe": recipe, "deletion": deletion.name, "seed": seed, "method": method}

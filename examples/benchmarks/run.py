@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: Config, setting: Setting, suites: Iterable[str]) -> int:
     """Run the missing rows of some suites; 1 if a method failed."""
     file = RowFile(setting.folder)
-    tasks = tasks_of(config, setting.ratings, suites)
+    tasks = tasks_of(config, setting.ratings.described(), suites)
     left = missing(tasks, read_rows(setting.folder))
     jobs, failures = jobs_of(left), 0
     with Display(len(left), setting.workers) as display:

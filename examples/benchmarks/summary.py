@@ -77,7 +77,8 @@ def metric(rows: Sequence[Row], name: str) -> list[float]:
     values = [row["metrics"].get(name) for row in rows]
     lists = [value for value in values if isinstance(value, list) and value]
     if lists:
-        return [mean(of_one) for of_one in zip(*lists, strict=True)]
+        # Rows with fewer retrained models have the first of them.
+        return [mean(one[k] for one in lists if k < len(one)) for k in range(max(map(len, lists)))]
     return [value for value in values if value is not None and not isinstance(value, list)]
 
 
@@ -94,6 +95,45 @@ def difference(rows: Sequence[Row], name: str, reference: str) -> list[float]:
         return [one - other for one, other in pairs if one is not None and other is not None]
     own = metric(rows, name)
     return [mean(own) - other for other in metric(rows, f"free.{name}")] if own else []
+
+
+def jackknife(above: Sequence[float], below: float, below_without: Sequence[float]) -> Estimate:
+    """Return a mean over a second number, with the interval that leaving out one model after another gives.
+
+    Args:
+        above: one value per model.
+        below: the second number, of all models.
+        below_without: the same without each of them; without these, the estimate has no width.
+
+    Source: Efron, *The Jackknife, the Bootstrap and Other Resampling Plans*, 1982, chapter 3.
+
+    Example:
+        >>> jackknife([1.0, 2.0, 3.0], 1.0, [1.0, 1.0, 1.0]).text(2), jackknife([1.0, 3.0], 4.0, []).text(2)
+        ('2.00 ± 2.48', '0.50')
+    """
+    n, total = len(above), sum(above)
+    if n < 2 or len(below_without) != n:
+        return Estimate(total / n / below, None, n)
+    left = [(total - own) / (n - 1) / other for own, other in zip(above, below_without, strict=True)]
+    error = math.sqrt((n - 1) / n * sum((one - mean(left)) ** 2 for one in left))
+    return Estimate(total / n / below, float(t.ppf(0.975, n - 1)) * error, n)
+
+
+def speeds(rows: Iterable[Row], mine: Iterable[Row]) -> list[float]:
+    """Return the CPU seconds of ``mine`` over those of retraining (free, or else paired) from the same original.
+
+    Wall time would say how busy the machine was: workers run side by side.
+    """
+    whole: dict[tuple[str, str, int], float] = {}
+    rows = list(rows)
+    for name in RETRAINING:
+        for row in those(rows, method=name):
+            whole.setdefault(_original(row), row["seconds"]["cpu"])
+    return [row["seconds"]["cpu"] / whole[_original(row)] for row in mine if _original(row) in whole]
+
+
+def _original(row: Row) -> tuple[str, str, int]:
+    return row["recipe"], row["deletion"], row["seed"]
 
 
 def is_yardstick(method: str) -> bool:

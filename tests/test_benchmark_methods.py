@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 from methods import METHODS
-from methods.finetuning import ControlVariate
+from methods.finetuning import ControlVariate, FineTuning, SlowFineTuning
 from methods.partial import PartialRetraining, mean_of_scores, random_partition
 from methods.receraser import Attention, attention, balanced_partition, nearest_with_room
+from methods.retraining import Retraining
 from methods.staged import Staged
 from recipes import Recipe, Trained, train
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
@@ -23,7 +24,7 @@ RECIPES = {
 # Those after which an erased user's row is not simply a fresh one.
 ROWS_OF_THEIR_OWN = {
     *("retraining-paired", "retraining-free", "retraining-jittered", "sisa", "receraser", "graph-swap"),
-    *("finetuning-1", "finetuning-5", "finetuning-10"),
+    *("finetuning-1", "finetuning-5", "finetuning-10", "finetuning-25", "finetuning-25-slow"),
 }
 
 
@@ -176,6 +177,27 @@ def test_the_control_variates_gradients_average_to_the_residual(originals, setti
     torch.testing.assert_close((found * share[:, None]).double(), residual, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (FineTuning("f", epochs=1), FineTuning("f", epochs=2)),
+        (SlowFineTuning("f", epochs=1), FineTuning("f", epochs=1)),
+        (Retraining("r", jitter=1e-6), Retraining("r")),
+    ],
+    ids=["epochs", "rate", "jitter"],
+)
+def test_what_a_method_is_set_to_matters(originals, one, other):
+    original = originals["MF-bce"]
+    request = _pairs(original.data, [3, 40, 80, 120])
+    found, without = (_scores(method.forget(original, request).scorer) for method in (one, other))
+    before = _scores(original.scorer)
+    moved = [float((scores - before).abs().mean()) for scores in (found, without)]
+    if isinstance(one, Retraining):
+        assert 0 < float((found - without).abs().max()) < 1e-2 < moved[0]
+    else:
+        assert moved[0] < moved[1]  # one epoch, or smaller steps, carry less far
+
+
 def test_scif_moves_the_endpoints_and_nothing_else(originals):
     original = originals["LightGCN-bce"]
     request = _pairs(original.data, [3, 40, 80, 120])
@@ -258,6 +280,8 @@ def test_retraining_the_touched_shards_is_training_without_the_forgotten(origina
     assert torch.equal(_scores(found.scorer), _scores(never.prepare(without)))
     assert not torch.equal(_scores(found.scorer), _scores(before))
     assert found.details["shards_retrained"] == touched
+    # Its own retraining, which is what it promises to equal.
+    assert torch.equal(_scores(partial.again(original, request)), _scores(found.scorer))
     assert torch.equal(random_partition(without, 3), shard)
 
 

@@ -31,6 +31,8 @@ from summary import Estimate, difference, jackknife, metric
 from tables import SECTIONS, Column, fill, speed_table, table
 from targets import targets
 
+import lightning_ifru
+
 RUN = Path(__file__).parents[1] / "examples" / "benchmarks"
 BCE, BPR = Recipe("mf", loss="bce"), Recipe("mf", loss="bpr")
 
@@ -371,15 +373,15 @@ def folder(file, tmp_path_factory):
     words = command(file, folder, "--workers", "2")
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "22 rows made, 0 were there, 0 failed." in done.stdout
-    assert re.search(r"\[1/22, .* left\] flipped, .*-bce, flipped 2%, seed 0, ifru: \d", done.stdout)
+    assert "30 rows made, 0 were there, 0 failed." in done.stdout
+    assert re.search(r"\[1/30, .* left\] flipped, .*-bce, flipped \d%, seed 0, ifru: \d", done.stdout)
     return folder
 
 
 def test_every_combination_is_a_row_with_what_a_row_must_have(folder):
     rows = read_rows(folder)
     single = [row for row in rows if row["seed"] is not None]
-    assert len(single) == 22
+    assert len(single) == 30
     for row in single:
         assert {"commit", "date", "python", "versions", "hardware", "settings", "peak_memory_mb"} <= row.keys()
         assert row["seconds"]["total"] > 0
@@ -394,9 +396,18 @@ def test_every_combination_is_a_row_with_what_a_row_must_have(folder):
             assert row["metrics"]["ratio.random.paired.swapped"] == pytest.approx(1, abs=1e-6)
             assert row["metrics"]["cosine.random.paired"] is not None
     flipped = [row for row in single if row["suite"] == "flipped"]
-    assert all(len(row["metrics"]["distance.test.free"]) == 2 for row in flipped)
+    for row in flipped:
+        free, floors = row["metrics"]["distance.test.free"], row["metrics"]["floor.test.without"]
+        assert (len(free), len(floors)) == ((2, 0) if row["deletion"] == "flipped 2%" else (3, 3))
+        assert len(set(free)) == len(free)  # seeds of their own,
+        assert min(free) > 1e-4  # none of them that of the paired or of the method's retraining
+        assert row["metrics"]["floor.test"] > 1e-4
+    assert len({row["settings"]["deletion"]["fraction"] for row in flipped}) == 2
+    forgotten = {row["deletion"]: row["forgotten"] for row in single}
+    assert forgotten["flipped 5%"] > 2 * forgotten["flipped 2%"]
+    assert forgotten["interactions 5%"] > 3 * forgotten["interactions 1%"]
     averages = [row for row in rows if row["seed"] is None]
-    assert len(averages) == 2 * 3
+    assert len(averages) == 3 * 3
     assert all(row["seeds"] == [0, 1] for row in averages)
     assert {row["metrics"]["cosine.test.paired"] is None for row in averages} == {False}
 
@@ -417,12 +428,12 @@ def again(file, capsys):
 def test_a_second_run_does_nothing_and_a_torn_one_makes_what_it_lost(again, folder):
     path = folder / FILE
     before = path.read_bytes()
-    assert "0 rows made, 22 were there, 0 failed." in again(folder)
+    assert "0 rows made, 30 were there, 0 failed." in again(folder)
     assert path.read_bytes() == before
     lines = before.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:14]) + lines[14][:40])
     models = {model.name: model.stat().st_mtime_ns for model in (folder / "models").glob("*.pt")}
-    assert "8 rows made, 14 were there, 0 failed." in again(folder)
+    assert "16 rows made, 14 were there, 0 failed." in again(folder)
     assert {model.name: model.stat().st_mtime_ns for model in (folder / "models").glob("*.pt")} == models
     was, now = (
         {row["key"]: row["metrics"] for row in map(json.loads, text.splitlines())}
@@ -442,10 +453,10 @@ def test_a_killed_run_goes_on_where_it_was(again, file, tmp_path):
             time.sleep(0.02)
         running.kill()
     kept = len(read_rows(tmp_path))
-    assert 2 <= kept < 12
-    assert f"{12 - kept} rows made, {kept} were there, 0 failed." in again(tmp_path, "--suite", "deletions")
+    assert 2 <= kept < 18
+    assert f"{18 - kept} rows made, {kept} were there, 0 failed." in again(tmp_path, "--suite", "deletions")
     rows = [row for row in read_rows(tmp_path) if row["seed"] is not None]
-    assert len(rows) == len({row["key"] for row in rows}) == 12
+    assert len(rows) == len({row["key"] for row in rows}) == 18
 
 
 @pytest.mark.parametrize(
@@ -476,8 +487,54 @@ def test_a_method_that_fails_is_said_and_the_others_go_on(file, tmp_path, capsys
     assert main([*command(file, tmp_path, "--suite", "flipped")[2:]]) == 1
     said = capsys.readouterr().out
     assert "no way to forget" in said
-    assert "8 rows made, 0 were there, 2 failed." in said
+    assert "9 rows made, 0 were there, 3 failed." in said
     assert "ifru" not in {row["method"] for row in read_rows(tmp_path)}
+
+
+def test_a_training_that_fails_is_said_and_other_deletions_go_on(file, tmp_path, capsys, monkeypatch):
+    request = Ratings.request
+
+    def failing(self, deletion, data):
+        if deletion.name == "interactions 1%":
+            raise RuntimeError("nobody to forget")
+        return request(self, deletion, data)
+
+    monkeypatch.setattr(Ratings, "request", failing)
+    assert main([*command(file, tmp_path, "--suite", "deletions")[2:]]) == 1
+    said = capsys.readouterr().out
+    assert said.count("RuntimeError: nobody to forget") == 2
+    assert "12 rows made, 0 were there, 6 failed." in said
+    assert {row["deletion"] for row in read_rows(tmp_path)} == {"users 2%", "interactions 5%"}
+
+
+def test_another_checkouts_package_is_refused(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lightning_ifru, "__file__", str(tmp_path / "lightning_ifru" / "__init__.py"))
+    with pytest.raises(SystemExit):
+        main(command(file, tmp_path / "rows")[2:])
+    assert "different checkouts" in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()
+
+
+def test_rows_that_cannot_be_written_are_one_sentence(file, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit):
+        main(command(file, tmp_path / "taken")[2:])
+    assert "give another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"core": 1000}, "none is left with 1000"), ({"user": "who"}, "'data: {user: ...}'")],
+)
+def test_ratings_that_cannot_be_used_are_refused_with_advice(file, settings, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Ratings.read(file, DataSettings(**settings))
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, math.nan])
+def test_a_fraction_is_above_0_and_up_to_1(fraction):
+    with pytest.raises(ValueError, match="above 0 and up to 1"):
+        Deletion("users", fraction)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------

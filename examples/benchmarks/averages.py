@@ -43,7 +43,12 @@ def average_rows(folder: Path, rows: Iterable[Row], wanted: Container[str]) -> l
         if (key := averaged_key(group)) in there:
             continue
         about = {name: value for name, value in group[-1].items() if name not in _OF_ONE}
-        metrics = seed_cosines([_scores(folder, row) for row in group])
+        cosines = seed_cosines([_scores(folder, row) for row in group])
+        # What is no number of any single seed is none of all.
+        metrics = {
+            name: value if any(row["metrics"][name] is not None for row in group) else None
+            for name, value in cosines.items()
+        }
         made.append({**about, "key": key, "seed": None, "seeds": [row["seed"] for row in group], "metrics": metrics})
     return made
 

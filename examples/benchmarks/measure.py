@@ -137,13 +137,13 @@ class Probe:
         )
 
 
-def measure(unlearned: View, original: View, swapped: View, paired: View, free: Sequence[View] = ()) -> Metrics:
+def measure(unlearned: View, original: View, swapped: View | None, paired: View, free: Sequence[View] = ()) -> Metrics:
     """Compare a model that has forgotten with the original, with the retrained, and these with each other.
 
     Args:
         unlearned: the model that has forgotten.
         original: the model that was to forget.
-        swapped: the original's parameters on the graph without the forgotten.
+        swapped: the original's parameters on the graph without the forgotten, if that is a model.
         paired: the model retrained from the original's seed.
         free: models retrained from other seeds.
 
@@ -160,15 +160,18 @@ def measure(unlearned: View, original: View, swapped: View, paired: View, free: 
     for name in paired.quality:
         found[f"free.{name}"] = [value for view in free if (value := view.quality[name]) is not None]
     for pairs, target in paired.scores.items():
-        u, o, s = (view.scores[pairs] for view in (unlearned, original, swapped))
+        u, o = unlearned.scores[pairs], original.scores[pairs]
+        s = swapped.scores[pairs] if swapped else None
         for who, scores in (("", u), ("original.", o), ("swapped.", s)):
+            if scores is None:
+                continue
             found[f"{who}distance.{pairs}.paired"] = _or_none(score_distance, scores, target)
             found[f"{who}distance.{pairs}.free"] = [float(score_distance(scores, f.scores[pairs])) for f in free]
         found[f"ratio.{pairs}.paired"] = _or_none(completeness_ratio, u, o, target)
-        found[f"ratio.{pairs}.paired.swapped"] = _or_none(completeness_ratio, u, s, target)
+        found[f"ratio.{pairs}.paired.swapped"] = _or_none(completeness_ratio, u, s, target) if swapped else None
         found[f"ratio.{pairs}.free"] = [float(completeness_ratio(u, o, f.scores[pairs])) for f in free]
         found[f"cosine.{pairs}.paired"] = _or_none(change_cosine, u, o, target)
-        found[f"cosine.{pairs}.paired.swapped"] = _or_none(change_cosine, u, s, target)
+        found[f"cosine.{pairs}.paired.swapped"] = _or_none(change_cosine, u, s, target) if swapped else None
         again = [f.scores[pairs] for f in free]
         found[f"floor.{pairs}"] = _or_none(noise_floor, torch.stack(again)) if free else None
         found[f"floor.{pairs}.without"] = [

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from recipes import Recipe, Source
 
-from lightning_ifru import InteractionDataModule, UnlearningRequest
+from lightning_ifru import InteractionDataModule, UnlearningError, UnlearningRequest
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.sources import read_source
 
@@ -59,6 +59,10 @@ class Deletion:
     kind: Literal["flipped", "users", "interactions", "active", "popular"]
     fraction: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"a deletion's fraction is {self.fraction:g}; give one above 0 and up to 1.")
+
     @property
     def name(self) -> str:
         """A short name for tables."""
@@ -77,9 +81,20 @@ class Ratings:
     def read(cls, path: Path, settings: DataSettings) -> Ratings:
         """Read a file of ratings and reduce it to its core; ``digest`` tells one file from another."""
         columns = {"user": settings.user, "item": settings.item, "rating": settings.rating}
-        frame = read_source(path, **columns).drop_duplicates(["user", "item"], keep="last")
+        try:
+            frame = read_source(path, **columns).drop_duplicates(["user", "item"], keep="last")
+        except UnlearningError as error:
+            raise ValueError(
+                f"{error} Columns have their names in the configuration: 'data: {{user: ...}}'."
+            ) from error
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        return cls(core(frame, settings.core), settings, digest)
+        left = core(frame, settings.core)
+        if left.empty:
+            raise ValueError(
+                f"of {len(frame)} rated pairs none is left with {settings.core} of each user and item; "
+                "lower 'core' in the configuration's 'data', or give more ratings."
+            )
+        return cls(left, settings, digest)
 
     def described(self) -> dict[str, object]:
         """Return the settings and the file's digest, for a row."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+import lightning_ifru
 from lightning_ifru.finite import finite
 
 Row = dict[str, Any]
@@ -132,8 +133,8 @@ def missing(wanted: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[Ma
 
 @cache
 def _commit() -> Row:
-    """The commit of this file's checkout and whether files differ from it; ``None`` outside of one."""
-    here = Path(__file__).parent
+    """The commit of the package's checkout and whether files differ from it; ``None`` outside of one."""
+    here = Path(lightning_ifru.__file__).parent
     try:
         git = [
             subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()

@@ -26,6 +26,7 @@ from protocol import Ratings
 from rows import RowFile, missing, read_rows
 from work import Event, Setting, work
 
+import lightning_ifru
 from lightning_ifru import UnlearningError
 
 
@@ -38,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, default=Path("benchmarks-rows"), metavar="FOLDER", help="%(default)s")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes, of one thread each")
     options = parser.parse_args(arguments)
+    if Path(lightning_ifru.__file__).resolve().parents[1] != Path(__file__).resolve().parents[2]:
+        parser.error(
+            "run.py and the package lightning_ifru are of different checkouts, and a row could name one of them only; "
+            "run 'pip install -e .' in that of run.py."
+        )
     if options.workers < 1:
         parser.error(f"--workers {options.workers} is too few; give 1 or more.")
     try:
@@ -46,32 +52,35 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := [suite for suite in suites if suite not in config.suites]:
             parser.error(f"there is no suite {unknown[0]!r}; choose from {', '.join(config.suites)}.")
         ratings = Ratings.read(options.data, config.data)
+        file = RowFile(options.rows)
     except (ValueError, UnlearningError) as error:
         parser.error(str(error))
-    return run(config, Setting(ratings, options.rows, options.workers), suites)
+    except OSError as error:
+        parser.error(f"--rows {str(options.rows)!r} cannot be written ({error.strerror}); give another folder.")
+    return run(config, Setting(ratings, options.rows, options.workers), file, suites)
 
 
-def run(config: Config, setting: Setting, suites: Iterable[str]) -> int:
+def run(config: Config, setting: Setting, file: RowFile, suites: Iterable[str]) -> int:
     """Run the missing rows of some suites; 1 if a method failed."""
-    file = RowFile(setting.folder)
     tasks = tasks_of(config, setting.ratings.described(), suites)
     left = missing(tasks, read_rows(setting.folder))
-    jobs, failures = jobs_of(left), 0
+    jobs, made, failed = jobs_of(left), 0, False
     with Display(len(left), setting.workers) as display:
         for worker, event in _events(jobs, setting):
             if event.row is not None:
                 file.append(event.row)
+                made += 1
                 display.done(event.row)
             elif event.failed:
-                failures += 1
+                failed = True
                 display.failed(event.failed)
             else:
                 display.doing(worker, event.doing)
     wanted = {task["key"] for task in tasks}
     for row in average_rows(setting.folder, read_rows(setting.folder), wanted):
         file.append(row)
-    print(f"{len(left) - failures} rows made, {len(tasks) - len(left)} were there, {failures} failed.")  # noqa: T201
-    return int(failures > 0)
+    print(f"{made} rows made, {len(tasks) - len(left)} were there, {len(left) - made} failed.")  # noqa: T201
+    return int(failed or made < len(left))
 
 
 def _events(jobs: list[Job], setting: Setting) -> Iterator[tuple[int, Event]]:

@@ -95,6 +95,10 @@ def _wall(rows: list[Row]) -> float | None:
     return median(row["seconds"]["total"] for row in rows) if rows else None
 
 
+def _prepared(rows: list[Row]) -> float | None:
+    return median(row["seconds"]["prepare"] for row in rows) if rows else None
+
+
 def _least(value: float) -> float:
     return value
 
@@ -209,7 +213,7 @@ def deletion_tables(rows: Sequence[Row], suite: str = "deletions") -> str:
         def cosine(name: str, recipe: str = recipe, deletion: str = deletion) -> Callable[[list[Row]], float | None]:
             def value(of_one: list[Row]) -> float | None:
                 row = averaged(rows, suite=suite, recipe=recipe, deletion=deletion, method=of_one[0]["method"])
-                return row["metrics"][name] if row else _mean(name)(of_one)
+                return row["metrics"].get(name) if row else _mean(name)(of_one)
 
             return value
 
@@ -224,9 +228,14 @@ def deletion_tables(rows: Sequence[Row], suite: str = "deletions") -> str:
             Column("membership", _apart("membership", "paired"), abs, sign=True),
             Column("top-20 shared", _mean("overlap.paired"), _most),
             Column("CPU seconds", _cpu, _least, 2),
+            *([Column("prepared before, s", _prepared, _least, 2)] if suite == "partial" else []),
             Column("paired seeds", len, None, 0),
         ]
+        chance = those(some, method="retraining-jittered")
         known = f"{some[0]['forgotten']} training interactions forgotten"
+        if chance:
+            ratios = (number(_mean(f"ratio.{pairs}.paired")(chance)) for pairs in ("forgotten", "test"))
+            known += "; by chance alone (jittered), ρ is {} on forgotten and {} on test pairs".format(*ratios)
         parts.append(f"**{recipe}, {deletion}.** {known}.\n\n{table(some, columns)}")
     return "\n\n".join(parts)
 

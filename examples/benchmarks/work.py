@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
 
-import torch
 from averages import keep_scores
 from measure import Probe, View, measure
 from methods.interface import Method
+from methods.partial import PartialRetraining
 from plan import ALL_METHODS, Job, by_deletion
 from protocol import Deletion, Ratings
 from recipes import Scorer, Trained
@@ -70,11 +70,15 @@ def work(job: Job, setting: Setting) -> Iterator[Event]:
     for deletion, tasks in by_deletion(job):
         where = f"{job.name}, {deletion.name}"
         yield Event(f"{where}: training")
-        # What is planted in the data is the same for all deletions of a job, and so is the original.
-        original = original or store.trained(job.recipe, deletion, job.seed, retrained=False)
-        case = _case(original, deletion, store, tasks[0]["settings"]["retraining_seeds"])
         references = key_of(of=sorted(task["key"] for task in tasks))
-        keep_scores(setting.folder, references, original=case.before, swapped=case.swapped, paired=case.paired)
+        try:
+            # What is planted in the data is the same for all deletions of a job, and so is the original.
+            original = original or store.trained(job.recipe, deletion, job.seed, retrained=False)
+            case = _case(original, deletion, store, tasks[0]["settings"]["retraining_seeds"])
+            keep_scores(setting.folder, references, original=case.before, swapped=case.swapped, paired=case.paired)
+        except Exception:  # nor must a deletion take other deletions with it
+            yield Event(failed=f"{where}, before any method: {traceback.format_exc()}")
+            continue
         for task in tasks:
             name = task["method"]
             yield Event(f"{where}: {name}")
@@ -116,14 +120,18 @@ def _prepare(name: str, original: Trained) -> tuple[Method, Scorer, float]:
 
 def _run(task: Row, case: _Case, method: Method, start: Scorer, preparation: float, setting: Setting) -> Row:
     """Let a method forget, and measure it."""
-    # Those that train a model of their own are measured against that.
-    before = case.probe.view(start)
     reset_peak_memory()
     resident, since = resident_memory(), process_time()
     forgotten = method.forget(case.original, case.request)
     cpu, peak = process_time() - since, peak_memory()
     after = case.probe.view(forgotten.scorer)
-    own = {} if torch.equal(before.scores["test"], case.before.scores["test"]) else {"original": before}
+    before, swapped, paired, own = case.before, case.swapped, case.paired, dict[str, View]()
+    if isinstance(method, PartialRetraining):
+        # It trains models of its own, which only its own retraining says what to expect of. How good they are still is
+        # to be compared with the one model that all others are.
+        before, swapped = case.probe.view(start), None
+        paired = replace(case.paired, scores=case.probe.view(method.again(case.original, case.request)).scores, h=None)
+        own = {"original": before, "paired": paired}
     keep_scores(setting.folder, task["key"], unlearned=after, **own)
     return {
         **task,
@@ -140,5 +148,5 @@ def _run(task: Row, case: _Case, method: Method, start: Scorer, preparation: flo
         },
         "details": dict(forgotten.details),
         "forgotten": len(case.probe.groups["forgotten"][0]),
-        "metrics": measure(after, before, case.swapped, case.paired, case.free),
+        "metrics": measure(after, before, swapped, paired, case.free),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_ifru import IFRU
-from methods.finetuning import FineTuning
+from methods.finetuning import FineTuning, SlowFineTuning
 from methods.gradient import GradientStep
 from methods.ifru import InfluenceUnlearning
 from methods.interface import Method
@@ -23,9 +23,9 @@ _METHODS: list[Callable[[], Method]] = [
     lambda: FineTuning("finetuning-1", epochs=1),
     lambda: FineTuning("finetuning-5", epochs=5),
     lambda: FineTuning("finetuning-10", epochs=10),
-    lambda: FineTuning("control-variate-1", epochs=1, control_variate=True),
+    lambda: FineTuning("finetuning-25", epochs=25),
+    lambda: SlowFineTuning("finetuning-25-slow", epochs=25),
     lambda: FineTuning("control-variate-5", epochs=5, control_variate=True),
-    lambda: FineTuning("control-variate-10", epochs=10, control_variate=True),
     lambda: Local("graph-swap", reset=False),
     lambda: Local("reset-rows", reset=True),
     lambda: DirectInfluence("scif", IFRU(curvature="gauss-newton", max_steps=1), endpoints_only=True),

@@ -3,7 +3,7 @@ r"""Training on from the original on what is left, plainly or with a control var
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import torch
@@ -40,6 +40,8 @@ class FineTuning:
     name: str
     epochs: int = 5
     control_variate: bool = False
+    #: Of the recipe's learning rate.
+    share: ClassVar[float] = 1.0
 
     def prepare(self, original: Trained) -> Scorer:
         """Return the scores of the original."""
@@ -55,6 +57,7 @@ class FineTuning:
             staged.module.configure_optimizers = lambda: torch.optim.SGD(staged.module.parameters(), lr=variate.rate)
             staged.lap("influence")
         staged.put(staged.start)
+        staged.module.lr = staged.module.lr * self.share
         lightning.seed_everything(original.seed, verbose=False)
         fit(staged.module, staged.data, self.epochs, corrections)
         staged.lap("train")
@@ -62,6 +65,18 @@ class FineTuning:
             residuals = variate.residuals
             details = {"residual_before": residuals[0], "residual_after": residuals[-1], "steps": len(residuals) - 1}
         return staged.finish(details={"epochs": self.epochs, **details})
+
+
+@dataclass(frozen=True)
+class SlowFineTuning(FineTuning):
+    """Fine-tuning at a part of the recipe's learning rate, which was fixed before anything was measured.
+
+    Args:
+        name, epochs, control_variate: as of :class:`FineTuning`.
+        share: of the recipe's learning rate.
+    """
+
+    share: float = 1 / 3
 
 
 class ControlVariate(Callback):

@@ -63,6 +63,13 @@ class PartialRetraining:
         staged.lap("aggregate")
         return staged.finish(scorer, {"shards": self._shards, "shards_retrained": len(touched)})
 
+    def again(self, original: Trained, request: UnlearningRequest) -> Scorer:
+        """Train all shards' models without a request, divided as before: the retraining that this method is held to."""
+        data = original.copy()[1]
+        data.forget(request)
+        data.commit(data.removal())
+        return self._aggregate(original, data, [self._train(original, data, k) for k in range(self._shards)])
+
     def _train(self, original: Trained, data: InteractionDataModule, k: int) -> Scorer:
         part = copy.deepcopy(data)
         table = part.table

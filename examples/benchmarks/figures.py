@@ -62,10 +62,10 @@ def draw_seconds(rows: Sequence[Row]) -> Figure:
                     _draw_family(axes, family, methods, those(suite, recipe=recipe), f"ratio.{pairs}.paired")
             axes.axhline(1, color="0.4", lw=0.8, ls="--")
             axes.set(xscale="log", yscale="log")
-            axes.set_ylim(bottom=_LOWEST)
             axes.grid(alpha=0.25, which="both")
             axes.spines[["top", "right"]].set_visible(False)
     for axes, pairs in zip(grid[:, 0], _PAIRS, strict=True):
+        axes.set_ylim(bottom=_LOWEST)
         axes.set_ylabel(f"ρ on {pairs} pairs")
     _legend(figure, grid, f"What is left to forget (1 did nothing)\nand what it costs: {deletion}, paired retraining")
     return figure
@@ -78,7 +78,7 @@ def _draw_family(axes: Any, family: str, methods: Sequence[str], rows: Sequence[
         mine = those(rows, method=method)
         if ratios := metric(mine, name):
             points.append((median(row["seconds"]["cpu"] for row in mine), mean(ratios), _family(method)[1]))
-    points = [point for point in points if point[1] >= _LOWEST]
+    points = sorted((point for point in points if point[1] >= _LOWEST), key=lambda point: int(point[2] or 0))
     if points:
         colour, marker = _LOOKS[family]
         seconds, ratios, epochs = zip(*points, strict=True)

@@ -6,10 +6,13 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
@@ -17,7 +20,7 @@ from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.ids import IdIndex
-from lightning_ifru.interactions import InteractionTable
+from lightning_ifru.interactions import STATE_KEYS, InteractionTable
 from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
 from lightning_ifru.mixin import IFRUMixin
 
@@ -61,22 +64,25 @@ class Exhibit:
             checkpoint = trainer.strategy.load_checkpoint(path, **loading_arguments(trainer, weights_only))
             if not isinstance(checkpoint, Mapping):
                 raise ValueError(f"it holds a {type(checkpoint).__name__}")
+            if not isinstance(checkpoint["state_dict"], Mapping):
+                raise ValueError(f"its state_dict is a {type(checkpoint['state_dict']).__name__}")
             module.on_load_checkpoint(checkpoint)
             loaded = cls(
                 role=role,
                 file=Path(path).name,
                 sha256=_sha256(path),
-                weights=checkpoint["state_dict"],
+                weights=dict(checkpoint["state_dict"]),
                 ledger=checkpoint.get("callbacks", {}).get(IFRUCallback().state_key, {}).get("ledger", []),
                 data=checkpoint.get(type(data).__qualname__) or {},
             )
             loaded.fill(module)
         except LOADING_ERRORS as error:
             raise loading_refusal(error, path, module) from error
-        if "user_ids" not in loaded.data:
+        if absent := sorted(STATE_KEYS - set(loaded.data)):
+            lacking = f" (it lacks {absent[0]!r})" if loaded.data else ""
             raise DataError(
-                f"the {role} checkpoint {loaded.file} does not say which interactions it was trained on; give one "
-                f"that was written by a trainer with {type(data).__name__} as its datamodule."
+                f"the {role} checkpoint {loaded.file} does not say which interactions it was trained on{lacking}; give "
+                f"one that was written by a trainer with {type(data).__name__} as its datamodule."
             )
         return loaded
 
@@ -121,7 +127,8 @@ class Evidence:
         Raises:
             DataError: the checkpoints are not of the same users, items, split or data, the source is another one or
                 no longer holds the forgotten, or a retrained model holds something else than the unlearned one.
-            UnlearningError: nothing was forgotten between them.
+            UnlearningError: nothing was forgotten between them, two hold the same weights, or a retrained model has
+                been unlearned.
         """
         for other in (unlearned, *retrained):
             _check_layout(original, other)
@@ -146,12 +153,49 @@ class Evidence:
             )
         for exhibit in retrained:
             _check_retrained(exhibit, exhibit.table(table), after, forgotten)
+            if more := [entry for entry in exhibit.ledger if entry not in original.ledger]:
+                raise UnlearningError(
+                    f"the {exhibit.role} checkpoint {exhibit.file} was unlearned and not retrained: its ledger has "
+                    f"{len(more)} requests that the original's has not; {_SAME_DATA}, and fit a new model."
+                )
+        for one, other in combinations((original, unlearned, *retrained), 2):
+            if one.sha256 == other.sha256 or _same_weights(one.weights, other.weights):
+                raise UnlearningError(
+                    f"the {one.role} checkpoint {one.file} and the {other.role} checkpoint {other.file} hold the same "
+                    "weights, so that comparing them says nothing; give checkpoints of different models, each once."
+                )
         return cls(original, unlearned, list(retrained), before, after, forgotten)
 
     @property
     def exhibits(self) -> list[Exhibit]:
         """All checkpoints, in order."""
         return [self.original, self.unlearned, *self.retrained]
+
+    @cached_property
+    def erased(self) -> dict[str, Tensor]:
+        """The positions of ``users`` and ``items`` that lost their last training interaction, or their last of all."""
+        found = {}
+        for name, column, size in (
+            ("users", self.before.user, len(self.before.users)),
+            ("items", self.before.item, len(self.before.items)),
+        ):
+            counts = [
+                torch.bincount(column[rows], minlength=size)
+                for table in (self.before, self.after)
+                for rows in (table.rows("train"), table.alive)
+            ]
+            gone = ((counts[0] > 0) & (counts[2] == 0)) | ((counts[1] > 0) & (counts[3] == 0))
+            found[name] = gone.nonzero().flatten()
+        return found
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Which rows of a parameter are of nobody erased, bool masks by the kind of its rows."""
+        user, item = (
+            torch.ones(size, dtype=torch.bool).index_fill_(0, self.erased[name], value=False)
+            for name, size in (("users", len(self.before.users)), ("items", len(self.before.items)))
+        )
+        return {"user": user, "item": item, "node": torch.cat([user, item])}
 
     @property
     def requests(self) -> list[dict[str, Any]]:
@@ -173,14 +217,21 @@ def _sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def _same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name]
+        for name, value in one.items()
+    )
+
+
 def _check_layout(original: Exhibit, other: Exhibit) -> None:
     """Refuse another checkpoint whose rows stand for other users or items, or whose test pairs were trained on."""
     for kind in ("user", "item"):
         mine, theirs = (IdIndex(exhibit.data[f"{kind}_ids"]) for exhibit in (original, other))
         if not mine.fits(theirs):
             raise DataError(
-                f"the rows of the {other.role} checkpoint {other.file} stand for other {kind}s ({len(theirs)}) than "
-                f"those of the original {original.file} ({len(mine)}); {_SAME_DATA}."
+                f"the rows of the {other.role} checkpoint {other.file} stand for other {kind}s or in another order "
+                f"({len(theirs)}) than those of the original {original.file} ({len(mine)}); {_SAME_DATA}."
             )
     if [original.data[name] for name in ("seed", "cuts")] != [other.data[name] for name in ("seed", "cuts")]:
         raise DataError(

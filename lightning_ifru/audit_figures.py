@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lightning_ifru.audit_verdict import MEMBERSHIP_TOLERANCE, standard_error
+from lightning_ifru.audit_verdict import MEMBERSHIP_TOLERANCE, measured
 
 if TYPE_CHECKING:
     from lightning_ifru.audit_report import AuditReport
@@ -22,15 +22,16 @@ _TITLES = {"test": "pairs held back for testing", "forgotten": "forgotten pairs"
 def attack_figure(report: AuditReport) -> Figure:
     """Return how often the attack succeeds against each model, with the range that counts as retrained."""
     figure, axes = _panel(len(report.models))
-    known = [figures["membership_auroc"] or 0.0 for figures in report.retrained]
+    known = [measured(figures, "membership_auroc") for figures in report.retrained]
     if known:
         low, high = min(known) - MEMBERSHIP_TOLERANCE, max(known) + MEMBERSHIP_TOLERANCE
         axes.axvspan(100 * low, 100 * high, color=_RETRAINED, alpha=0.15, linewidth=0)
     for place, (name, figures) in enumerate(report.models):
-        value = figures["membership_auroc"] or 0.0
-        error = 196 * standard_error(value, report.num_attacked)
+        value = measured(figures, "membership_auroc")
+        low, high = (100 * end for end in report.attack.intervals[name])
         colour = _COLOURS.get(name, _RETRAINED)
-        axes.errorbar(100 * value, place, xerr=error, fmt="o", markersize=7, color=colour, elinewidth=1.2)
+        axes.hlines(place, low, high, color=colour, linewidth=1.2)
+        axes.plot(100 * value, place, "o", markersize=7, color=colour)
         axes.annotate(
             f"{100 * value:.1f}", (100 * value, place), (0, 5), textcoords="offset points", ha="center", fontsize=9
         )
@@ -43,7 +44,7 @@ def attack_figure(report: AuditReport) -> Figure:
 def belief_figure(report: AuditReport) -> Figure:
     """Return each model's mean belief in the forgotten pairs."""
     figure, axes = _panel(len(report.models))
-    values = [figures["forgotten_probability"] or 0.0 for _, figures in report.models]
+    values = [measured(figures, "forgotten_probability") for _, figures in report.models]
     colours = [_COLOURS.get(name, _RETRAINED) for name, _ in report.models]
     bars = axes.barh(range(len(values)), values, 0.6, color=colours)
     axes.bar_label(bars, fmt="%.3f", padding=3)

@@ -31,7 +31,8 @@ def page(report: AuditReport) -> str:
             ([f"<b>{escape(f.question)}</b><br>{escape(f.because)}", f"<span class='answer'>{f.answer}</span>"])
             for f in report.findings
         ),
-        attacked=f"{report.num_attacked:,}",
+        attacked=f"{report.attack.pairs:,}",
+        people=f"{report.attack.users:,}",
         attack_figure=embedded(attack_figure(report)),
         attack_alt=_values(report, "membership_auroc"),
         attack_goal=_GOAL if count else _NO_GOAL,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_ifru.audit_chance import attack_resamples
 from lightning_ifru.errors import ObjectiveError, UnlearningError
 from lightning_ifru.interactions import Interactions, InteractionTable
 from lightning_ifru.metrics import (
@@ -36,6 +37,7 @@ class Answers:
         forgotten: logits ``[f]`` of the forgotten training pairs.
         top: the recommended items ``[users, 20]``.
         h: representations ``[num_nodes, d]``.
+        attacks: the attack's AUROC ``[resamples]`` for people drawn anew, the same ones for every model.
         figures: ``auroc``, ``auroc_or``, ``auroc_and``, ``recall@20``, ``ndcg@20``, ``membership_auroc`` and
             ``forgotten_probability``.
     """
@@ -44,6 +46,7 @@ class Answers:
     forgotten: Tensor
     top: Tensor
     h: Tensor
+    attacks: Tensor
     figures: dict[str, float | None]
 
 
@@ -63,6 +66,7 @@ class Questions:
         seen: surviving training pairs.
         candidates: items that may be recommended.
         users: users with surviving training pairs who have not seen all but a few candidates.
+        seed: of what is drawn.
     """
 
     num_users: int
@@ -77,6 +81,7 @@ class Questions:
     seen: Interactions
     candidates: Tensor
     users: Tensor
+    seed: int
 
     @classmethod
     def of(
@@ -127,6 +132,7 @@ class Questions:
             seen=seen.to(device),
             candidates=candidates.to(device),
             users=users.to(device),
+            seed=seed,
         )
 
     @torch.no_grad()
@@ -170,6 +176,7 @@ class Questions:
                 TOP,
             ),
             h=h.clone(),  # of matrix factorisation it is the parameter, which the next model overwrites
+            attacks=attack_resamples(members, nonmembers, self.members.user, self.seed),
             figures={
                 "auroc": auroc["all"],
                 "auroc_or": auroc["or"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,7 @@ class Closeness:
         ratio_to_graph_swapped: the mean with the original on the new graph in the denominator: what is left of that
             which the change of the graph alone leaves.
         noise_floor: the mean distance between two retrained models; ``None`` if there is only one.
+        among: the distances between any two retrained models.
         cosine: with paired retraining, of the signed changes, to the mean of the retrained models.
     """
 
@@ -37,7 +38,26 @@ class Closeness:
     ratio: float
     ratio_to_graph_swapped: float
     noise_floor: float | None = None
+    among: list[float] = field(default_factory=list)
     cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What the attack was tried on, and how much of its figures is chance: of which people the pairs happen to be.
+
+    Attributes:
+        pairs: forgotten pairs, and as many never seen.
+        users: the people whose pairs they are.
+        intervals: of every model, by its name in tables, within which 95 in 100 figures lie if people are drawn anew.
+        gap_errors: of ``original`` and ``unlearned``, by how much the difference to the nearest retrained model's
+            figure varies so, 1.96 standard deviations; empty without retrained models.
+    """
+
+    pairs: int
+    users: int
+    intervals: dict[str, list[float]]
+    gap_errors: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,17 +72,20 @@ class AuditReport:
         requests: what the unlearned checkpoint's ledger has that the original's has not: ``digest`` (keyed), ``time``,
             counts, and ``seconds`` where they were written down.
         counts: interactions forgotten, in all (``forgotten``) and by split.
-        num_attacked: forgotten pairs that the attack was tried on.
+        erased: how many ``users`` and ``items`` have no interaction left to be trained on, whose rows are drawn anew.
+        attack: what the attack was tried on, and how far chance goes.
         implicit: whether the feedback has no ratings, so that scores only rank.
         original, graph_swapped, unlearned, retrained: figures of each model: ``auroc`` on surviving test pairs,
             ``auroc_or`` and ``auroc_and`` on those whose user or (and) item the forgotten touched, ``recall@20``,
-            ``ndcg@20``, ``membership_auroc``, and ``forgotten_probability``, the mean sigmoid score of the forgotten.
+            ``ndcg@20``, ``membership_auroc``, and ``forgotten_probability``, the mean sigmoid score of the forgotten
+            pairs that the attack was tried on, which are positive.
             ``graph_swapped`` is the original's parameters on the graph without the forgotten.
         paired: whether the retrained models were declared to be paired.
         closeness: on ``test`` and ``forgotten`` pairs; empty without retrained models.
         overlap: the mean share of the top 20 in common with retrained models, of ``original``, ``unlearned``, and
             ``retrained`` with each other.
-        parameter_distance, embedding_distance: of ``original`` and ``unlearned`` to paired retrained models, mean.
+        parameter_distance, embedding_distance: of ``original`` and ``unlearned`` to paired retrained models, mean,
+            without the rows of the erased, which are drawn at random.
     """
 
     date: str
@@ -71,7 +94,8 @@ class AuditReport:
     files: list[dict[str, str]]
     requests: list[dict[str, Any]]
     counts: dict[str, int]
-    num_attacked: int
+    erased: dict[str, int]
+    attack: Attack
     implicit: bool
     original: Figures
     graph_swapped: Figures

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from lightning_ifru.audit_report import AuditReport
+    from lightning_ifru.audit_report import AuditReport, Figures
 
 #: How far a membership AUROC may lie outside the range of the retrained models'.
 MEMBERSHIP_TOLERANCE = 0.01
+#: Of how many people the attacked pairs must be for chance to be known.
+MIN_PEOPLE = 5
 #: How many times the noise floor counts as no further away than chance.
 FLOOR_TOLERANCE = 1.05
-#: Which share of the original's distance to a paired retrained model counts as nothing left.
-PAIRED_TOLERANCE = 0.1
+#: How many times the largest distance between retrained models is surely further away than chance: two of them have
+#: one distance, and the next one is not rarely half as large again.
+SURELY_BEYOND = 2
+#: Which share of the original's distance to retrained models counts as nothing left, whatever chance is.
+NOTHING_LEFT = 0.1
+#: A distance to paired models that is nothing, where chance is not known: retrained models that differ in their seed
+#: differ by .009 to .05 in the published experiments and in this package's own, and no single answer between 0 and 1
+#: of practical use turns on a hundredth.
+NEGLIGIBLE = 0.01
 #: Which share of the original's distance beyond chance counts as all of it.
 UNCHANGED = 0.9
 #: How far the AUROC on test pairs may lie below the one it is compared with.
@@ -34,20 +42,16 @@ class Finding:
     rule: str
 
 
-def standard_error(auroc: float, pairs: int) -> float:
-    r"""Return how much an AUROC of ``pairs`` members and as many others varies by chance (Hanley and McNeil, 1982).
-
-    .. math::
-
-        \sqrt{\frac{A (1 - A) + (n - 1)(Q_1 + Q_2 - 2 A^2)}{n^2}}, \qquad
-        Q_1 = \frac{A}{2 - A}, \quad Q_2 = \frac{2 A^2}{1 + A}
+def measured(figures: Figures, name: str) -> float:
+    """Return a figure that every model has.
 
     Example:
-        >>> round(standard_error(0.5, 20), 3), round(standard_error(0.5, 2000), 3)
-        (0.092, 0.009)
+        >>> measured({"membership_auroc": 0.5}, "membership_auroc")
+        0.5
     """
-    spread = auroc / (2 - auroc) + 2 * auroc**2 / (1 + auroc) - 2 * auroc**2
-    return math.sqrt(max(0.0, auroc * (1 - auroc) + (pairs - 1) * spread)) / pairs
+    value = figures[name]
+    assert value is not None
+    return value
 
 
 def findings(report: AuditReport) -> list[Finding]:
@@ -92,7 +96,7 @@ def headline(found: Sequence[Finding]) -> str:
 
 def limits(report: AuditReport) -> list[str]:
     """Return what the audit does not prove, given what was measured."""
-    error = standard_error(report.unlearned["membership_auroc"] or 0.5, report.num_attacked)
+    low, high = report.attack.intervals["unlearned"]
     count = len(report.retrained)
     said = [
         "It is a measurement and no proof. That no trace was found by these means does not show that there is none.",
@@ -105,11 +109,19 @@ def limits(report: AuditReport) -> list[str]:
         "before and after, for which whoever kept both has the means.",
         "The numbers are averages over pairs. An average can hide single pairs, and single people, about whom the "
         "model still knows something.",
-        f"By chance alone the attack's figure varies by about ±{1.96 * error:.3f}, because {report.num_attacked:,} "
-        "forgotten pairs could be used for it.",
+        f"The attack's figure rests on {report.attack.pairs:,} forgotten pairs of {report.attack.users:,} people; "
+        "those of one person are not independent of each other. With other people like them it would lie between "
+        f"{_of_100(low)} and {_of_100(high)} of 100 (95 in 100).",
         f"One model was examined, a {report.model}. Nothing follows for other models that were trained on the same "
         "data or on this model's output.",
     ]
+    if any(report.erased.values()):
+        said.append(
+            f"Of {report.erased['users']:,} people and {report.erased['items']:,} items nothing is left to be trained "
+            "on: what described them was drawn anew at random. Their own pairs look forgotten by that alone, and the "
+            "attack's figure on them is that of one random draw; it says little. What they have left in others is "
+            "asked with the test pairs. Their descriptions are left out where inner numbers are compared."
+        )
     if count == 0:
         said.append(
             "There was no retrained model to compare with. How complete the forgetting is was therefore not measured "
@@ -143,15 +155,19 @@ def _attack(report: AuditReport) -> Finding:
     question = "Does an attacker learn no more about the forgotten pairs than from a model that never saw them?"
     rule = (
         f"Yes, if the attack's figure is within {MEMBERSHIP_TOLERANCE} of the range of the retrained models'; partly, "
-        "if it is nearer to it than the original's; otherwise no. It cannot be said if the attack finds nothing in the "
-        "original either, or if there is no retrained model."
+        "if it is nearer to it than the original's; otherwise no. A figure below the range counts as one above it: a "
+        "pair that scores lower than a model would score it that never saw it, is given away as well. It cannot be "
+        "said if a figure is not further from the range than chance (with other people in the place of these, 95 in "
+        "100; for a no, also than the retrained models are from each other, which takes two of them unless they are "
+        f"paired), if the original's is not, if the pairs are of fewer than {MIN_PEOPLE} people, or without a "
+        "retrained model."
     )
-    now, then = (figures["membership_auroc"] or 0.0 for figures in (report.unlearned, report.original))
+    now, then = (measured(figures, "membership_auroc") for figures in (report.unlearned, report.original))
     told = (
         f"Shown a forgotten pair and one never seen, the attacker picks the forgotten one in {_of_100(now)} of 100 "
         f"cases, with the original model in {_of_100(then)}"
     )
-    reference = [figures["membership_auroc"] or 0.0 for figures in report.retrained]
+    reference = [measured(figures, "membership_auroc") for figures in report.retrained]
     if not reference:
         because = (
             f"{told}: the trace is {'weaker' if now < then else 'no weaker'} than before. Whether it is gone cannot be "
@@ -161,20 +177,38 @@ def _attack(report: AuditReport) -> Finding:
         return Finding(question, "cannot be said", because, rule)
     low, high = min(reference), max(reference)
     gap, gap_then = (max(low - value, value - high, 0.0) for value in (now, then))
+    error, error_then = (report.attack.gap_errors[name] for name in ("unlearned", "original"))
     span = _of_100(low) if len(reference) == 1 else f"{_of_100(low)} to {_of_100(high)}"
-    because = f"{told}, and with models that never saw them in {span}."
-    if gap <= MEMBERSHIP_TOLERANCE and gap_then <= MEMBERSHIP_TOLERANCE:
-        return Finding(question, "cannot be said", f"{because} This attack finds nothing in the original either.", rule)
-    answer: Answer = "yes" if gap <= MEMBERSHIP_TOLERANCE else "partly" if gap < gap_then else "no"
-    return Finding(question, answer, because, rule)
+    because = f"{told}, and with models that never saw them in {span}"
+    answer: Answer = "cannot be said"
+    if report.attack.users < MIN_PEOPLE:
+        because += (
+            f". The pairs are of {report.attack.users} people only, so that chance could make of it what it likes"
+        )
+    elif gap_then <= max(MEMBERSHIP_TOLERANCE, error_then, high - low):
+        because += ". In the original either this attack finds nothing that is beyond chance"
+    elif gap <= MEMBERSHIP_TOLERANCE:
+        answer = "yes"
+    elif gap <= error:
+        because += f". The difference is within chance, which is {_of_100(error)} of 100 here"
+    elif gap < gap_then:
+        answer = "partly"
+    elif gap > 2 * (high - low) and (report.paired or len(reference) > 1):
+        answer = "no"
+    else:
+        because += ". How far retrained models are from each other by chance is not known well enough"
+    return Finding(question, answer, f"{because}.", rule)
 
 
 def _close(report: AuditReport, pairs: str, question: str) -> Finding:
     rule = (
-        "Chance is the distance between retrained models, and 0 for paired ones or if there is only one. Yes, if the "
-        f"distance is at most {FLOOR_TOLERANCE} times chance, or {PAIRED_TOLERANCE} of the original's for paired ones; "
-        f"partly, if at least {1 - UNCHANGED:.0%} of what the original's has beyond chance is gone; otherwise no. It "
-        "cannot be said if the original's is no more than chance either, without a retrained model, or without pairs."
+        f"Yes, if at most {NOTHING_LEFT:.0%} of the original's distance is left, or if the distance is at most "
+        f"{FLOOR_TOLERANCE} times chance, which is the mean distance between retrained models, or at most the largest "
+        f"between them; partly, if more than {1 - UNCHANGED:.0%} of what the original's has beyond chance is gone; no, "
+        f"if not, and the distance is more than {SURELY_BEYOND} times the largest. It cannot be said otherwise; nor "
+        "if the original's distance is within chance; nor without a retrained model, or without pairs. With one "
+        "retrained model that is not paired chance is not known, and the answer is never no. For paired models chance "
+        f"is taken to be 0, and an original's distance of at most {NEGLIGIBLE} to be within it."
     )
     close = report.closeness.get(pairs)
     if close is None:
@@ -182,21 +216,29 @@ def _close(report: AuditReport, pairs: str, question: str) -> Finding:
         return Finding(question, "cannot be said", f"This was not measured: {missing}.", rule)
     now, then = close.distance["unlearned"], close.distance["original"]
     chance = 0.0 if report.paired or close.noise_floor is None else close.noise_floor
+    largest = max(close.among, default=0.0)
+    within = max(NEGLIGIBLE, largest) if report.paired else max(FLOOR_TOLERANCE * chance, largest)
     because = (
         f"Its answers are {now:.4f} away from those of {'paired ' if report.paired else ''}retrained models on "
         f"average, the original's {then:.4f}"
     )
     if chance:
         because += f", and those of retrained models from each other {chance:.4f}"
-    if then <= FLOOR_TOLERANCE * chance:
+    if then <= within and not (report.paired and now <= NOTHING_LEFT * then):
         because += ": on these pairs the original cannot be told from a retrained model either"
         return Finding(question, "cannot be said", f"{because}.", rule)
     left = max(0.0, (now - chance) / (then - chance))
     because += f": {left:.0%} of {'what is beyond chance' if chance else 'the distance'} is left"
-    if not report.paired and not chance:
+    unknown = not report.paired and not close.among
+    if unknown:
         because += ". How much of it is chance cannot be told from one retrained model"
-    near = now <= (FLOOR_TOLERANCE * chance if chance else PAIRED_TOLERANCE * then if report.paired else 0.0)
-    answer: Answer = "yes" if near else "partly" if left <= UNCHANGED else "no"
+    answer: Answer = "cannot be said"
+    if now <= NOTHING_LEFT * then or (not report.paired and now <= within):
+        answer = "yes"
+    elif left < UNCHANGED:
+        answer = "partly"
+    elif now > SURELY_BEYOND * largest and not unknown:
+        answer = "no"
     return Finding(question, answer, f"{because}.", rule)
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 import lightning_ifru
 from lightning_ifru.audit_evidence import Evidence, Exhibit, edges
 from lightning_ifru.audit_questions import Answers, Questions
-from lightning_ifru.audit_report import AuditReport, Closeness
+from lightning_ifru.audit_report import Attack, AuditReport, Closeness
+from lightning_ifru.audit_verdict import measured
 from lightning_ifru.callback import check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
@@ -45,7 +46,7 @@ def audit(
     model: lightning.LightningModule | None = None,
     original: str | Path,
     unlearned: str | Path,
-    retrained: Sequence[str | Path] = (),
+    retrained: str | Path | Sequence[str | Path] = (),
     paired: bool = False,
     output: str | Path | None = None,
     weights_only: bool | None = None,
@@ -62,7 +63,8 @@ def audit(
         original: checkpoint from before the unlearning.
         unlearned: checkpoint from after it.
         retrained: checkpoints of models trained without the forgotten, on the same positions and split:
-            ``data.forget(request)``, ``data.commit(data.removal())``, then fit. Two or more give a noise floor.
+            ``data.forget(request)``, ``data.commit(data.removal())``, then fit. Two or more give a noise floor; of one
+            the path will do.
         paired: the retrained models have the original's initialisation, order of batches and negatives.
         output: where ``audit.html`` and ``audit.json`` are written: an existing folder, or the two paths without their
             endings. All or nothing: after an error, what was there before is as it was.
@@ -82,7 +84,8 @@ def audit(
             "num_nodes=1), on the command line --trainer.devices 1."
         )
     found = model if model is not None else trainer.lightning_module
-    module, data = check_pair(found, datamodule or getattr(trainer, "datamodule", None))
+    module, data = check_pair(found, datamodule or getattr(trainer, "datamodule", None), "audit")
+    retrained = [retrained] if isinstance(retrained, str | Path) else retrained
     targets = {} if output is None else _targets(output)
     # Never the model itself: its weights would be gone, and Lightning would no longer know which it has loaded.
     module = copy.deepcopy(module)
@@ -121,14 +124,17 @@ def _measure(evidence: Evidence, module: IFRUMixin, data: InteractionDataModule,
             logits = {name: getattr(answers, pairs) for name, answers in sides.items()}
             closeness[pairs] = _closeness(logits, torch.stack([getattr(one, pairs) for one in retrained]), paired)
     if retrained and paired:
-        names = {name for name, _ in module.named_parameters()}
+        kept, kinds = evidence.kept, module._node_kinds(len(before.users), len(before.items))
+        rows = {name: kept[kinds[name]] if name in kinds else ... for name, _ in module.named_parameters()}
         for exhibit, answers in ((evidence.original, original), (evidence.unlearned, unlearned)):
             mine, *others = (
-                {name: tensor for name, tensor in one.weights.items() if name in names}
+                {name: one.weights[name].cpu()[index] for name, index in rows.items()}
                 for one in (exhibit, *evidence.retrained)
             )
             parameters[exhibit.role] = _mean(parameter_distance(mine, other) for other in others)
-            embeddings[exhibit.role] = _mean(embedding_distance(answers.h, other.h) for other in retrained)
+            embeddings[exhibit.role] = _mean(
+                embedding_distance(answers.h.cpu()[kept["node"]], other.h.cpu()[kept["node"]]) for other in retrained
+            )
     return AuditReport(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         model=type(module).__name__,
@@ -139,7 +145,8 @@ def _measure(evidence: Evidence, module: IFRUMixin, data: InteractionDataModule,
             "forgotten": int(evidence.forgotten.sum()),
             **{name: int((evidence.forgotten & before.rows(name)).sum()) for name in SPLITS},
         },
-        num_attacked=len(questions.members),
+        erased={name: len(rows) for name, rows in evidence.erased.items()},
+        attack=_attack(questions, original, swapped, unlearned, retrained),
         implicit=not before.labelled,
         original=original.figures,
         graph_swapped=swapped.figures,
@@ -167,7 +174,28 @@ def _closeness(logits: dict[str, Tensor], retrained: Tensor, paired: bool) -> Cl
         ratio=sum(ratios) / len(ratios),
         ratio_to_graph_swapped=_mean(completeness_ratio(unlearned, logits["graph_swapped"], one) for one in retrained),
         noise_floor=float(noise_floor(retrained)) if len(retrained) > 1 else None,
+        among=[float(score_distance(one, other)) for one, other in combinations(retrained, 2)],
         cosine=cosine,
+    )
+
+
+def _attack(
+    questions: Questions, original: Answers, swapped: Answers, unlearned: Answers, retrained: Sequence[Answers]
+) -> Attack:
+    """Say how far the attack's figures depend on whose pairs they are of."""
+    models = {"original": original, "new graph only": swapped, "unlearned": unlearned}
+    models |= {f"retrained {k}": answers for k, answers in enumerate(retrained, start=1)}
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    errors = {}
+    for name in ("original", "unlearned") if retrained else ():
+        mine = measured(models[name].figures, "membership_auroc")
+        nearest = min(retrained, key=lambda other: abs(measured(other.figures, "membership_auroc") - mine))
+        errors[name] = 1.96 * float((models[name].attacks - nearest.attacks).std())
+    return Attack(
+        pairs=len(questions.members),
+        users=len(questions.members.user.unique()),
+        intervals={name: answers.attacks.quantile(quantiles).tolist() for name, answers in models.items()},
+        gap_errors=errors,
     )
 
 
@@ -216,9 +244,16 @@ def _targets(output: str | Path) -> dict[str, Path]:
 
 def _write(contents: dict[Path, str]) -> None:
     """Write all files or none: beside their places first, and then into them."""
-    with tempfile.TemporaryDirectory(dir=next(iter(contents)).parent, prefix=".audit-") as folder:
-        waiting = {path: Path(folder) / path.name for path in contents}
-        for path, place in waiting.items():
-            place.write_text(contents[path], encoding="utf-8")
-        for path, place in waiting.items():
-            os.replace(place, path)
+    parent = next(iter(contents)).parent
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".audit-") as folder:
+            waiting = {path: Path(folder) / path.name for path in contents}
+            for path, place in waiting.items():
+                place.write_text(contents[path], encoding="utf-8")
+            for path, place in waiting.items():
+                os.replace(place, path)
+    except OSError as error:
+        raise DataError(
+            f"no report can be written to {parent} ({error.strerror}); give as output an existing folder in which "
+            "files can be written, or a path in one."
+        ) from error

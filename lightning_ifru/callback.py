@@ -148,20 +148,20 @@ class IFRUCallback(lightning.Callback):
         }
 
 
-def check_pair(module: Any, data: Any) -> tuple[IFRUMixin, InteractionDataModule]:
-    """Return a module and its data if they can forget.
+def check_pair(module: Any, data: Any, asking: str = "unlearn") -> tuple[IFRUMixin, InteractionDataModule]:
+    """Return a module and its data if they can forget; ``asking`` is who wants to know.
 
     Raises:
         MisconfigurationException: they cannot; the message says what would.
     """
     if not isinstance(module, IFRUMixin):
         raise MisconfigurationException(
-            f"unlearn got {type(module).__name__} as model; wanted a LightningModule with IFRUMixin: "
+            f"{asking} got {type(module).__name__} as model; wanted a LightningModule with IFRUMixin: "
             "class MyModel(IFRUMixin, LightningModule)."
         )
     if not isinstance(data, InteractionDataModule):
         raise MisconfigurationException(
-            f"unlearn got {type(data).__name__} as datamodule; wanted the InteractionDataModule that the model was "
+            f"{asking} got {type(data).__name__} as datamodule; wanted the InteractionDataModule that the model was "
             "trained on."
         )
     return module, data

@@ -240,7 +240,7 @@ class InteractionTable:
         Raises:
             DataError: If the data are not those of the checkpoint; the table is as it was.
         """
-        absent = sorted(_STATE_KEYS - set(state))
+        absent = sorted(STATE_KEYS - set(state))
         if absent:
             raise DataError(f"the state of the data lacks {absent[0]!r}; pass one that state() has returned.")
         users, items = IdIndex(state["user_ids"]), IdIndex(state["item_ids"])
@@ -305,7 +305,8 @@ class InteractionTable:
         return int(mix(self._row_hashes(rows, 0) + mix(label)).sum(dtype=np.uint64))
 
 
-_STATE_KEYS = {
+#: What a state of the data holds.
+STATE_KEYS = {
     *("user_ids", "item_ids", "withdrawn_items", "seed", "cuts"),
     *("num_rows", "forgotten", "num_forgotten", "fingerprint"),
 }

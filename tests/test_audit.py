@@ -236,7 +236,12 @@ def test_every_number_is_that_of_a_slow_computation(case, run, make_data, loss, 
         for key, value in figures.items():
             assert found[key] == pytest.approx(value, abs=2e-6), (name, key)
     assert looks["original"][0]["membership_auroc"] > looks["retrained0"][0]["membership_auroc"] + 0.02
-    assert report.num_attacked == len(world.members) > 40
+    assert report.attack.pairs == len(world.members) > 40
+    assert report.attack.users == len({u for u, _ in world.members})
+    assert report.erased == {"users": 2, "items": 1}
+    for name, figures in report.models:
+        low, high = report.attack.intervals[name]
+        assert low < figures["membership_auroc"] < high
     assert report.counts["train"] == len(world.gone)
     assert report.counts["forgotten"] == case.report.num_forgotten
     assert report.implicit == (loss == "bpr")
@@ -279,14 +284,59 @@ def test_every_number_is_that_of_a_slow_computation(case, run, make_data, loss, 
         if paired:
             one, other = (torch.load(p, weights_only=True)["state_dict"] for p in (sides[name][0], case.paired))
             (key,) = (k for k in one if k.endswith("embedding.weight"))
-            away = float((one[key] - other[key]).norm() / other[key].norm())
+            left = [n for n in range(world.n + world.m) if n not in {*USERS, world.n + ITEM}]
+            away = float((one[key] - other[key])[left].norm() / other[key][left].norm())
             assert report.parameter_distance[name] == pytest.approx(away, abs=1e-5)
-            rows = np.linalg.norm(h[name] - h["retrained0"], axis=1).mean()
+            rows = np.linalg.norm((h[name] - h["retrained0"])[left], axis=1).mean()
             assert report.embedding_distance[name] == pytest.approx(rows, abs=1e-5)
     among = None if paired else pytest.approx(shared(others[0][2], others[1][2]), abs=1e-9)
     assert report.overlap["retrained"] == among
     if not paired:
         assert report.parameter_distance == report.embedding_distance == {}
+
+
+@pytest.mark.parametrize("kind", ["users", "interactions"])
+def test_of_a_model_that_was_really_retrained_it_is_never_said_that_it_has_not_forgotten(
+    kind, run, make_data, make_model, make_trainer, tmp_path
+):
+    data = make_data()
+    few = request_on(data, singles=60)
+    request = (
+        UnlearningRequest(users=data.user_ids[2:10].tolist())
+        if kind == "users"
+        else UnlearningRequest(interactions=few.interactions)
+    )
+
+    def fit(name, seed, request=None):
+        data, model, trainer = make_data(), make_model("bce", None), make_trainer(max_epochs=15)
+        if request is not None:
+            data.forget(request)
+            data.commit(data.removal())
+        torch.manual_seed(seed)
+        model.reset_parameters()
+        trainer.fit(model, datamodule=data)
+        trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
+        return tmp_path / f"{name}.ckpt"
+
+    files = Case(tmp_path, request, None)
+    fit("original", 1)
+    paths = [fit(f"retrained{seed}", seed, request) for seed in range(2, 7)]
+    found = []
+    for k, path in enumerate(paths):
+        others = [*paths[k + 1 :], *paths[:k]]
+        for count in (1, 2, 3):
+            report = run(files, "bce", None, unlearned=path, retrained=others[:count])
+            found.append([finding.answer for finding in report.findings[:3]])
+    assert not [answers for answers in found if "no" in answers]
+    # And yet the questions are not idle: the model that has done nothing is told from these.
+    changed = torch.load(files.original, weights_only=True)
+    changed["InteractionDataModule"] = torch.load(paths[0], weights_only=True)["InteractionDataModule"]
+    changed["state_dict"] = {name: value * 1.0001 for name, value in changed["state_dict"].items()}
+    torch.save(changed, tmp_path / "idle.ckpt")
+    report = run(files, "bce", None, unlearned=tmp_path / "idle.ckpt", retrained=paths[:3])
+    idle = [finding.answer for finding in report.findings[:2]]
+    assert "yes" not in idle
+    assert ("no" in idle) == (kind == "users")  # of a model this small single interactions change less than a seed
 
 
 def test_without_ratings_the_auroc_is_that_of_the_unlearning_report(case, run):
@@ -399,13 +449,13 @@ class Bad:
     def other_ids(g):
         source = g.planted | {"user": [f"{name}-b" for name in g.planted["user"]]}
         path = g.trained("others", g.make_data(source=source))
-        return {"retrained": [path]}, "retrained 1 checkpoint others.ckpt stand for other users"
+        return {"retrained": [path]}, "retrained 1 checkpoint others.ckpt stand for other users or in another order"
 
     @staticmethod
     def another_order_of_ids(g):
         source = {name: column[::-1] for name, column in g.planted.items()}
         path = g.trained("reversed", g.make_data(source=source), g.case.request)
-        return {"retrained": [path]}, "retrained 1 checkpoint reversed.ckpt stand for other users"
+        return {"retrained": [path]}, "retrained 1 checkpoint reversed.ckpt stand for other users or in another order"
 
     @staticmethod
     def another_split(g):
@@ -499,6 +549,42 @@ class Bad:
         return {"retrained": [g.case.free11, path]}, "of what the retrained 2 model encodes are not finite"
 
     @staticmethod
+    def the_same_retrained_model_twice(g):
+        expected = "retrained 1 checkpoint free11.ckpt and the retrained 2 checkpoint free11.ckpt hold the same weights"
+        return {"retrained": [g.case.free11, g.case.free11]}, expected
+
+    @staticmethod
+    def the_same_weights_in_another_file(g):
+        path = g.changed(g.case.free11, lambda checkpoint: checkpoint.update(epoch=99))
+        expected = "retrained 1 checkpoint free11.ckpt and the retrained 2 checkpoint changed.ckpt hold the same"
+        return {"retrained": [g.case.free11, path]}, expected
+
+    @staticmethod
+    def the_originals_weights_as_unlearned(g):
+        weights = torch.load(g.case.original, weights_only=True)["state_dict"]
+        path = g.changed(g.case.unlearned, lambda checkpoint: checkpoint.update(state_dict=weights))
+        return {"unlearned": path}, "original.ckpt and the unlearned checkpoint changed.ckpt hold the same weights"
+
+    @staticmethod
+    def unlearned_and_not_retrained(g):
+        expected = "retrained 1 checkpoint changed.ckpt was unlearned and not retrained: its ledger has 1 requests"
+
+        def change(checkpoint):
+            checkpoint["state_dict"]["net.embedding.weight"] += 1
+
+        return {"retrained": [g.changed(g.case.unlearned, change)]}, expected
+
+    @staticmethod
+    def weights_that_are_none(g):
+        path = g.changed(g.case.unlearned, lambda checkpoint: checkpoint.update(state_dict=[1]))
+        return {"unlearned": path}, "changed.ckpt could not be loaded (ValueError: its state_dict is a list)"
+
+    @staticmethod
+    def a_state_of_the_data_that_lacks_something(g):
+        path = g.changed(g.case.original, lambda checkpoint: checkpoint["InteractionDataModule"].pop("cuts"))
+        return {"original": path}, "does not say which interactions it was trained on (it lacks 'cuts')"
+
+    @staticmethod
     def too_few_forgotten(g):
         path = g.trained("few", request=UnlearningRequest(users=["person-004"]))
         return {"original": g.trained("all"), "unlearned": path}, "which needs 20"
@@ -538,8 +624,8 @@ def test_a_model_that_does_not_fit_the_data_is_refused(case, run, make_model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda g: g.update(model=lightning.LightningModule()), "wanted a LightningModule with IFRUMixin"),
-        (lambda g: g.update(data=lightning.LightningDataModule()), "wanted the InteractionDataModule"),
+        (lambda g: g.update(model=lightning.LightningModule()), "audit got LightningModule as model; wanted a L"),
+        (lambda g: g.update(data=lightning.LightningDataModule()), "audit got LightningDataModule as datamodule; w"),
     ],
     ids=["model", "data"],
 )
@@ -568,6 +654,22 @@ def test_two_files_are_written_and_nothing_else(case, run, tmp_path, output):
     assert sorted(path.name for path in folder.iterdir()) == [f"{stem}.html", f"{stem}.json"]
     assert json.loads((folder / f"{stem}.json").read_text(encoding="utf-8")) == json.loads(report.to_json())
     assert (folder / f"{stem}.html").read_text(encoding="utf-8") == report.to_html()
+
+
+def test_a_place_that_cannot_be_written_to_after_all_is_refused_in_one_sentence(case, run, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning_ifru.auditing.os.replace", full)
+    with pytest.raises(UnlearningError, match=r"no report can be written to .* \(No space left on device\)"):
+        run(case(), output=tmp_path / "name")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_retrained_model_may_be_given_as_its_path(case, run):
+    case = case()
+    for path in (case.free11, str(case.free11)):
+        assert [entry["role"] for entry in run(case, retrained=path).files][2:] == ["retrained 1"]
 
 
 def test_no_file_is_written_unless_asked_for(case, run, tmp_path, snapshot):

@@ -10,11 +10,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from lightning_ifru import AuditReport, UnlearningRequest, audit
-from lightning_ifru.audit_report import Closeness
-from lightning_ifru.audit_verdict import standard_error
+from lightning_ifru.audit_chance import attack_resamples
+from lightning_ifru.audit_figures import attack_figure
+from lightning_ifru.audit_report import Attack, Closeness
 
 FIGURES = {
     **{"auroc": 0.75, "auroc_or": 0.74, "auroc_and": None, "recall@20": 0.2, "ndcg@20": 0.15},
@@ -26,10 +28,19 @@ def figures(**changes):
     return FIGURES | changes
 
 
-def close(unlearned, original=0.1, floor=None, cosine=None):
+def close(unlearned, original=0.1, floor=None, cosine=None, among=None):
+    among = among or ([] if floor is None else [floor])
     distance = {"original": original, "graph_swapped": original * 0.9, "unlearned": unlearned}
     ratio = unlearned / original
-    return Closeness(123, distance, [ratio, ratio], ratio, ratio / 0.9, floor, cosine)
+    return Closeness(123, distance, [ratio, ratio], ratio, ratio / 0.9, floor, among, cosine)
+
+
+MODELS = ("original", "new graph only", "unlearned", "retrained 1", "retrained 2", "retrained 3")
+
+
+def chance(error=0.005, error_then=0.005, users=45):
+    errors = {"unlearned": error, "original": error_then}
+    return Attack(567, users, {name: [0.5625, 0.6125] for name in MODELS}, errors)
 
 
 FULL = AuditReport(
@@ -44,7 +55,8 @@ FULL = AuditReport(
         }
     ],
     counts={"forgotten": 1234, "train": 1200, "val": 34, "test": 0},
-    num_attacked=567,
+    erased={"users": 0, "items": 0},
+    attack=chance(),
     implicit=False,
     original=figures(membership_auroc=0.9, forgotten_probability=0.8),
     graph_swapped=figures(membership_auroc=0.8),
@@ -83,29 +95,44 @@ def answers(report):
     return [finding.answer for finding in report.findings]
 
 
-def attack(now, then, *retrained):
+def attack(now, then, *retrained, paired=False, **chances):
     models = {"unlearned": figures(membership_auroc=now), "original": figures(membership_auroc=then)}
-    return replace(FULL, retrained=[figures(membership_auroc=r) for r in retrained], **models)
+    reference = [figures(membership_auroc=r) for r in retrained]
+    return replace(FULL, retrained=reference, attack=chance(**chances), paired=paired, **models)
 
 
 @pytest.mark.parametrize(
-    ("report", "answer"),
+    ("report", "answer", "words"),
     [
-        (attack(0.6, 0.9, 0.6), "yes"),
-        (attack(0.609, 0.9, 0.6), "yes"),
-        (attack(0.591, 0.9, 0.6), "yes"),
-        (attack(0.57, 0.9, 0.6, 0.56), "yes"),
-        (attack(0.62, 0.9, 0.6), "partly"),
-        (attack(0.55, 0.9, 0.6), "partly"),
-        (attack(0.9, 0.9, 0.6), "no"),
-        (attack(0.2, 0.9, 0.6), "no"),
-        (attack(0.605, 0.605, 0.6), "cannot be said"),
-        (attack(0.65, 0.605, 0.6), "no"),
-        (attack(0.5, 0.9), "cannot be said"),
+        (attack(0.6, 0.9, 0.6), "yes", "in 60.0."),
+        (attack(0.609, 0.9, 0.6), "yes", ""),
+        (attack(0.591, 0.9, 0.6), "yes", ""),
+        (attack(0.57, 0.9, 0.6, 0.56), "yes", "in 56.0 to 60.0."),
+        (attack(0.62, 0.9, 0.6), "partly", ""),
+        (attack(0.55, 0.9, 0.6), "partly", ""),
+        (attack(0.62, 0.9, 0.6, error=0.03), "cannot be said", "within chance, which is 3.0 of 100"),
+        (attack(0.62, 0.9, 0.6, error=0.019), "partly", ""),
+        (attack(0.62, 0.9, 0.6, users=4), "cannot be said", "of 4 people only"),
+        (attack(0.6, 0.9, 0.6, users=5), "yes", ""),
+        (attack(0.6, 0.9, 0.6, users=1), "cannot be said", "of 1 people only"),
+        (attack(0.9, 0.9, 0.6), "cannot be said", "not known well enough"),  # one seed says nothing of chance
+        (attack(0.9, 0.9, 0.6, paired=True), "no", ""),
+        (attack(0.9, 0.9, 0.6, 0.61), "no", ""),
+        (attack(0.9, 0.9, 0.6, 0.61, error=0.3), "cannot be said", "within chance"),
+        (attack(0.2, 0.9, 0.6, 0.61), "no", ""),
+        (attack(0.8, 0.79, 0.6, 0.7), "cannot be said", "nothing that is beyond chance"),
+        (attack(0.82, 0.81, 0.6, 0.7), "cannot be said", "not known well enough"),
+        (attack(0.92, 0.91, 0.6, 0.7), "no", ""),
+        (attack(0.605, 0.605, 0.6), "cannot be said", "nothing that is beyond chance"),
+        (attack(0.6, 0.7, 0.6, error_then=0.2), "cannot be said", "nothing that is beyond chance"),
+        (attack(0.65, 0.605, 0.6, 0.6), "cannot be said", "nothing that is beyond chance"),
+        (attack(0.5, 0.9), "cannot be said", "the trace is weaker"),
     ],
 )
-def test_the_attack_is_judged_by_the_range_of_the_retrained(report, answer):
-    assert answers(report)[0] == answer
+def test_the_attack_is_judged_by_the_range_of_the_retrained_and_by_chance(report, answer, words):
+    finding = report.findings[0]
+    assert finding.answer == answer
+    assert words in finding.because
 
 
 @pytest.mark.parametrize(
@@ -114,18 +141,34 @@ def test_the_attack_is_judged_by_the_range_of_the_retrained(report, answer):
         (close(0.021, floor=0.02), False, "yes"),
         (close(0.01, floor=0.02), False, "yes"),
         (close(0.022, floor=0.02), False, "partly"),
+        (close(0.029, floor=0.02, among=[0.01, 0.02, 0.03]), False, "yes"),
+        (close(0.031, floor=0.02, among=[0.01, 0.02, 0.03]), False, "partly"),
+        (close(0.035, original=0.031, floor=0.02, among=[0.01, 0.02, 0.03]), False, "cannot be said"),
+        (close(0.06, original=0.031, floor=0.02, among=[0.01, 0.02, 0.03]), False, "cannot be said"),
+        (close(0.061, original=0.031, floor=0.02, among=[0.01, 0.02, 0.03]), False, "no"),
+        (close(0.5, original=0.03, floor=0.02, among=[0.01, 0.02, 0.03]), False, "cannot be said"),
         (close(0.091, floor=0.02), False, "partly"),
         (close(0.093, floor=0.02), False, "no"),
         (close(0.11, floor=0.02), False, "no"),
         (close(0.02, original=0.021, floor=0.02), False, "cannot be said"),
-        (close(0.01), False, "partly"),
-        (close(0.001), False, "partly"),  # without a floor there is no saying how near is near
+        (close(0.001, original=0.021, floor=0.02), False, "cannot be said"),
+        (close(0.003, original=0.34, floor=5e-8), False, "yes"),  # rows of the erased decay to nothing
+        (close(0.01), False, "yes"),
+        (close(0.011), False, "partly"),
         (close(0.089), False, "partly"),
-        (close(0.091), False, "no"),
+        (close(0.091), False, "cannot be said"),  # without a floor there is no saying how near is near
+        (close(0.2), False, "cannot be said"),
+        (close(0.45, original=0.5), False, "cannot be said"),
         (close(0.01), True, "yes"),
         (close(0.011), True, "partly"),
+        (close(0.449, original=0.5), True, "partly"),
+        (close(0.45, original=0.5), True, "no"),
         (close(0.091), True, "no"),
-        (close(0.011, floor=0.5), True, "partly"),  # the floor of paired models is no scale
+        (close(0.0099, original=0.0099), True, "cannot be said"),
+        (close(0.02, original=0.0099), True, "cannot be said"),
+        (close(0.0005, original=0.0099), True, "yes"),
+        (close(0.011, original=0.011), True, "no"),
+        (close(0.091, floor=0.2), True, "cannot be said"),  # declared to be paired, and far from each other
     ],
 )
 @pytest.mark.parametrize("pairs", ["test", "forgotten"])
@@ -197,14 +240,61 @@ def test_what_it_does_not_prove_depends_on_what_there_was(report, present, absen
         assert words not in text
 
 
-def test_the_standard_error_is_that_of_many_draws():
+def test_chance_is_that_of_drawing_people_with_all_their_pairs():
     rng = np.random.default_rng(0)
-    areas = []
-    for _ in range(400):
-        member, other = rng.normal(1, 1, 60), rng.normal(0, 1, 60)
-        areas.append((member[:, None] > other).mean())
-    assert standard_error(float(np.mean(areas)), 60) == pytest.approx(np.std(areas), rel=0.1)
-    assert standard_error(1.0, 60) == 0
+    user = rng.integers(0, 9, 40) * 3
+    member, other = rng.integers(0, 6, 40) * 1.0, rng.integers(0, 5, 40) * 1.0
+    found = attack_resamples(*map(torch.from_numpy, (member, other, user)), seed=4, resamples=30)
+    people = sorted(set(user.tolist()))
+    drawn = torch.randint(len(people), (30, len(people)), generator=torch.Generator().manual_seed(4)).tolist()
+    for area, once in zip(found.tolist(), drawn, strict=True):
+        mine = [k for place in once for k in np.flatnonzero(user == people[place])]
+        wins = [(member[p] > other[q]) + (member[p] == other[q]) / 2 for p in mine for q in mine]
+        assert area == pytest.approx(np.mean(wins), abs=1e-12)
+    one = attack_resamples(torch.ones(30), torch.zeros(30), torch.zeros(30, dtype=torch.long), seed=0)
+    assert one.tolist() == [1.0] * 1000
+
+
+def test_chance_is_as_wide_as_figures_of_other_people_are():
+    rng = np.random.default_rng(0)
+
+    def draw():
+        """60 people with 5 pairs each, who have a level of their own: their pairs stand or fall together."""
+        level = np.repeat(rng.normal(0, 1, 60), 5)
+        return level + rng.normal(0.7, 0.5, 300), np.repeat(rng.normal(0, 1, 60), 5) + rng.normal(0, 0.5, 300)
+
+    areas = [(m[:, None] > o).mean() for m, o in (draw() for _ in range(300))]
+    user = torch.arange(60).repeat_interleave(5)
+    spreads = [float(attack_resamples(*map(torch.from_numpy, draw()), user, seed=0).std()) for _ in range(8)]
+    assert np.mean(spreads) == pytest.approx(np.std(areas), rel=0.15)
+    alone = torch.arange(300)
+    independent = float(attack_resamples(*map(torch.from_numpy, draw()), alone, seed=0).std())
+    assert independent < 0.7 * np.std(areas)
+
+
+def test_the_attacks_figure_shows_the_band_that_counts_as_retrained_and_chance():
+    axes = attack_figure(FULL).axes[0]
+    (band,) = axes.patches
+    left, right = band.get_x(), band.get_x() + band.get_width()
+    assert (left, right) == pytest.approx((57, 61))  # .58 and .60, a hundredth further
+    bars = [line.get_segments()[0][:, 0] for line in axes.collections]
+    assert len(bars) == len(FULL.models)
+    assert bars[0] == pytest.approx([56.25, 61.25])
+    assert not attack_figure(ALONE).axes[0].patches
+
+
+def test_chance_in_training_is_shown_only_where_it_is_known():
+    assert "by the dashed line" in FULL.to_html()
+    assert "that takes two retrained models" not in FULL.to_html()
+    assert "that takes two retrained models" in PAIRED.to_html()
+    assert "by the dashed line" not in PAIRED.to_html()
+
+
+def test_of_the_erased_it_is_said_that_their_own_pairs_say_little():
+    assert "drawn anew" not in " ".join(FULL.limits)
+    for erased in ({"users": 2, "items": 0}, {"users": 0, "items": 1}):
+        said = " ".join(replace(FULL, erased=erased).limits)
+        assert f"Of {erased['users']} people and {erased['items']} items nothing is left" in said
 
 
 # --- the forms

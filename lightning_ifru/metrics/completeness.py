@@ -112,7 +112,8 @@ def change_cosine(unlearned: Tensor, original: Tensor, retrained: Tensor) -> Ten
         A float64 scalar between -1 and 1.
 
     Raises:
-        UnlearningError: If one of the two does not change any score, shapes differ, or a score is not finite.
+        UnlearningError: If one of the two does not change any score, there is none, shapes differ, or a score is
+            not finite.
 
     Example:
         >>> original, retrained = torch.zeros(2), torch.tensor([1.0, 0.0])
@@ -162,6 +163,8 @@ def _change_products(unlearned: Tensor, original: Tensor, retrained: Tensor) -> 
     u, o, r = (each.sigmoid() for each in alike(unlearned=unlearned, original=original, retrained=retrained))
     if o.ndim not in (1, 2):
         raise UnlearningError(f"scores are of shape {list(o.shape)}; give [n] of one seed or [seeds, n] of several.")
+    if not o.numel():
+        raise UnlearningError(f"scores of shape {list(o.shape)} have no direction; give at least one pair and seed.")
     moved, wanted = ((after - o).view(-1, o.shape[-1]).mean(0) for after in (u, r))
     return torch.stack([moved @ wanted, moved @ moved, wanted @ wanted])
 

@@ -43,7 +43,7 @@ def matched_nonmembers(
         Users and items ``[n]``, pair for pair; the users are ``user``.
 
     Raises:
-        UnlearningError: If a user has seen every item, or a position or a shape does not fit the counts.
+        UnlearningError: If a user has seen every item, or a position, a shape or the seed does not fit.
 
     Example:
         >>> nothing = torch.empty(0, dtype=torch.long)
@@ -58,6 +58,8 @@ def matched_nonmembers(
             f"popularity is of shape {list(popularity.shape)}; give one number for each of {num_items} items."
         )
     check_finite(popularity=popularity)
+    if not -(2**63) <= seed < 2**64:
+        raise UnlearningError(f"seed={seed} is not of 64 bits; give a number from 0 to {2**64 - 1}.")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(num_items, generator=generator)
     order = shuffled[popularity.cpu()[shuffled].argsort(stable=True)]

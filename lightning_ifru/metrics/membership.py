@@ -44,7 +44,8 @@ def membership_auroc(members: Tensor, nonmembers: Tensor) -> Tensor:
         A float64 scalar between 0 and 1.
 
     Raises:
-        UnlearningError: If there are fewer than :data:`MIN_MEMBERS` of either, or a score is not finite.
+        UnlearningError: If there are fewer than :data:`MIN_MEMBERS` of either, they are no lists, or a score is not
+            finite.
 
     Source: Yeom et al., *Privacy Risk in Machine Learning*, arXiv 1709.01604 (the attack by a threshold on the loss).
 
@@ -52,6 +53,11 @@ def membership_auroc(members: Tensor, nonmembers: Tensor) -> Tensor:
         >>> float(membership_auroc(torch.arange(20.0) + 10, torch.arange(20.0)))
         0.875
     """
+    if members.ndim != 1 or nonmembers.ndim != 1:
+        raise UnlearningError(
+            f"members {list(members.shape)} and nonmembers {list(nonmembers.shape)} are no lists of scores; give "
+            "[n] of both."
+        )
     if (fewest := min(len(members), len(nonmembers))) < MIN_MEMBERS:
         raise UnlearningError(
             f"an attack on {len(members)} forgotten pairs and {len(nonmembers)} never seen would say nothing; "

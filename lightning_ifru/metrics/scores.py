@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from lightning_ifru.errors import UnlearningError
 from lightning_ifru.metrics.checks import check_finite
 
 Decoder = Callable[[Tensor, Tensor], Tensor]
@@ -65,12 +66,17 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
         positive: bool mask ``[n]``.
 
     Raises:
-        UnlearningError: If a score is not finite.
+        UnlearningError: If a score is not finite, or shapes differ.
 
     Example:
         >>> auroc(torch.tensor([0.1, 0.9]), torch.tensor([False, True]))
         1.0
     """
+    if scores.shape != positive.shape:
+        raise UnlearningError(
+            f"scores {list(scores.shape)} and positive {list(positive.shape)} differ in shape; say of every score "
+            "whether it is of a positive one."
+        )
     check_finite(scores=scores)
     if bool(positive.all()) or not bool(positive.any()):
         return None

@@ -21,15 +21,16 @@ def audit_parser() -> LightningArgumentParser:
     parser.add_argument("--config", action="config", help="file with model:, data: and trainer:, as of LightningCLI.")
     parser.add_argument("--original", type=Path, required=True, help="checkpoint from before the unlearning.")
     parser.add_argument("--unlearned", type=Path, required=True, help="checkpoint from after it.")
-    parser.add_argument("--retrained", type=list[Path], default=[], help="checkpoints retrained without the forgotten.")
+    parser.add_argument(
+        "--retrained", type=list[Path] | Path, default=[], help="checkpoints retrained without the forgotten."
+    )
     parser.add_argument("--paired", type=bool, default=False, help="whether these are paired with the original.")
     parser.add_argument("--output", type=Path, default=Path("audit"), help="folder, or path without .html and .json.")
     parser.add_argument(
         "--weights_only", type=bool | None, default=None, help="false allows any object in checkpoints."
     )
-    parser.add_argument(
-        "--seed_everything", type=int | None, default=None, help="of the config file; nothing is drawn."
-    )
+    for key in _OF_THE_FIT:
+        parser.add_argument(f"--{key}", type=Any, default=None, help="of the config file, for the fit; not used.")
     parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(InteractionDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
@@ -67,3 +68,5 @@ def run_audit(given: Namespace, made: Namespace) -> None:
 
 
 _SIZES = ("num_users", "num_items")
+#: What else LightningCLI writes into a config file.
+_OF_THE_FIT = ("seed_everything", "optimizer", "lr_scheduler", "ckpt_path")

@@ -102,6 +102,32 @@ def test_an_audit_takes_retrained_checkpoints_as_a_list(run_folder, capsys, make
     assert "Distance to paired retrained models" in capsys.readouterr().out
 
 
+def test_an_audit_takes_one_retrained_checkpoint_without_brackets(run_folder, make_data, make_model, make_trainer):
+    data, trainer = make_data(source=run_folder / "ratings.csv"), make_trainer(max_epochs=1)
+    data.forget(UnlearningRequest(users=data.user_ids[[3, 4, 5, 6]].tolist()))
+    data.commit(data.removal())
+    trainer.fit(make_model(), datamodule=data)
+    trainer.save_checkpoint(run_folder / "c.ckpt")
+    assert audit_in(run_folder, "--retrained", str(run_folder / "c.ckpt")) == 0
+    content = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
+    assert [entry["file"] for entry in content["files"]][2:] == ["c.ckpt"]
+
+
+def test_an_audit_reads_what_lightning_wrote_for_the_fit(run_folder):
+    """The keys that LightningCLI adds to those that were asked for, as they stand in its config.yaml."""
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
+    write_config(run_folder, optimizer=adam, lr_scheduler=None, ckpt_path=None, weights_only=None)
+    assert audit_in(run_folder) == 0
+
+
+def test_an_audit_refuses_a_key_that_nobody_knows(run_folder, capsys):
+    write_config(run_folder, optimiser=None)
+    with pytest.raises(SystemExit) as stop:
+        audit_in(run_folder)
+    assert stop.value.code == 2
+    assert "optimiser" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("config", "more", "expected"),
     [

@@ -507,6 +507,29 @@ def test_a_training_that_fails_is_said_and_other_deletions_go_on(file, tmp_path,
     assert {row["deletion"] for row in read_rows(tmp_path)} == {"users 2%", "interactions 5%"}
 
 
+def test_partial_retraining_is_held_to_its_own_and_its_quality_to_one_model(file, tmp_path, capsys):
+    path = tmp_path / "partial.yaml"
+    path.write_text(
+        "recipes: {a: {model: lightgcn, num_layers: 1, embedding_dim: 4, lr: 0.05, epochs: 2, batch_size: 64}}\n"
+        "data: {core: 2}\n"
+        "suites: {s: [{recipes: [a], deletions: [{kind: interactions, fraction: 0.01}],"
+        " methods: [sisa, receraser, graph-swap], seeds: 2}]}"
+    )
+    assert main(["--config", str(path), "--data", str(file), "--rows", str(tmp_path / "rows")]) == 0
+    rows = read_rows(tmp_path / "rows")
+    one = {row["seed"]: row["metrics"] for row in rows if row["method"] == "graph-swap"}
+    for row in (row for row in rows if row["method"] != "graph-swap"):
+        found = row["metrics"]
+        assert found["cosine.test.paired.swapped"] is None
+        if row["seed"] is not None:
+            assert found["ratio.test.paired"] == pytest.approx(0, abs=1e-6)
+            assert found["ratio.test.paired.swapped"] is None
+            assert found["original.distance.test.paired"] > 1e-4
+            assert found["paired.auroc.all"] == one[row["seed"]]["paired.auroc.all"]
+    assert [row["seeds"] for row in rows if row["seed"] is None] == [[0, 1]] * 3
+    assert "6 rows made" in capsys.readouterr().out
+
+
 def test_another_checkouts_package_is_refused(file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lightning_ifru, "__file__", str(tmp_path / "lightning_ifru" / "__init__.py"))
     with pytest.raises(SystemExit):

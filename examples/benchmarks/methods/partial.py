@@ -37,6 +37,8 @@ class PartialRetraining:
 
     def __init__(self, name: str, partition: Partition, aggregate: Aggregate, shards: int = 10) -> None:
         self.name = name
+        #: What its rows are measured against, which is among their settings: those of one model say nothing of it.
+        self.reference = "again"
         self._partition, self._aggregate, self._shards = partition, aggregate, shards
 
     def prepare(self, original: Trained) -> Scorer:

@@ -29,8 +29,8 @@ def audit_parser() -> LightningArgumentParser:
     parser.add_argument(
         "--weights_only", type=bool | None, default=None, help="false allows any object in checkpoints."
     )
-    for key in _OF_THE_FIT:
-        parser.add_argument(f"--{key}", type=Any, default=None, help="of the config file, for the fit; not used.")
+    for key, kind in _OF_THE_FIT.items():
+        parser.add_argument(f"--{key}", type=kind, default=None, help="of the config file, for the fit; not used.")
     parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(InteractionDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
@@ -68,5 +68,10 @@ def run_audit(given: Namespace, made: Namespace) -> None:
 
 
 _SIZES = ("num_users", "num_items")
-#: What else LightningCLI writes into a config file.
-_OF_THE_FIT = ("seed_everything", "optimizer", "lr_scheduler", "ckpt_path")
+#: What else LightningCLI writes into a config file; as plain values, so that nothing is made of them.
+_OF_THE_FIT: dict[str, Any] = {
+    "seed_everything": int | bool | None,
+    "optimizer": dict | None,
+    "lr_scheduler": dict | None,
+    "ckpt_path": str | None,
+}

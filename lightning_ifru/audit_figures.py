@@ -28,9 +28,10 @@ def attack_figure(report: AuditReport) -> Figure:
         axes.axvspan(100 * low, 100 * high, color=_RETRAINED, alpha=0.15, linewidth=0)
     for place, (name, figures) in enumerate(report.models):
         value = measured(figures, "membership_auroc")
-        low, high = (100 * end for end in report.attack.intervals[name])
         colour = _COLOURS.get(name, _RETRAINED)
-        axes.hlines(place, low, high, color=colour, linewidth=1.2)
+        if name in report.attack.intervals:
+            low, high = (100 * end for end in report.attack.intervals[name])
+            axes.hlines(place, low, high, color=colour, linewidth=1.2)
         axes.plot(100 * value, place, "o", markersize=7, color=colour)
         axes.annotate(
             f"{100 * value:.1f}", (100 * value, place), (0, 5), textcoords="offset points", ha="center", fontsize=9

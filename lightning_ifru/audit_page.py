@@ -32,7 +32,7 @@ def page(report: AuditReport) -> str:
             for f in report.findings
         ),
         attacked=f"{report.attack.pairs:,}",
-        people=f"{report.attack.users:,}",
+        people="1 person" if report.attack.users == 1 else f"{report.attack.users:,} people",
         attack_figure=embedded(attack_figure(report)),
         attack_alt=_values(report, "membership_auroc"),
         attack_goal=_GOAL if count else _NO_GOAL,

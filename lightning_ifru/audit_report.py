@@ -49,7 +49,8 @@ class Attack:
     Attributes:
         pairs: forgotten pairs, and as many never seen.
         users: the people whose pairs they are.
-        intervals: of every model, by its name in tables, within which 95 in 100 figures lie if people are drawn anew.
+        intervals: of every model, by its name in tables, within which 95 in 100 figures lie if people are drawn anew;
+            empty with so few people that this says nothing.
         gap_errors: of ``original`` and ``unlearned``, by how much the difference to the nearest retrained model's
             figure varies so, 1.96 standard deviations; empty without retrained models.
     """

@@ -96,7 +96,10 @@ def headline(found: Sequence[Finding]) -> str:
 
 def limits(report: AuditReport) -> list[str]:
     """Return what the audit does not prove, given what was measured."""
-    low, high = report.attack.intervals["unlearned"]
+    spread = "How far chance goes cannot be told from so few people."
+    if report.attack.intervals:
+        low, high = map(_of_100, report.attack.intervals["unlearned"])
+        spread = f"With other people like them it would lie between {low} and {high} of 100 (95 in 100)."
     count = len(report.retrained)
     said = [
         "It is a measurement and no proof. That no trace was found by these means does not show that there is none.",
@@ -109,18 +112,18 @@ def limits(report: AuditReport) -> list[str]:
         "before and after, for which whoever kept both has the means.",
         "The numbers are averages over pairs. An average can hide single pairs, and single people, about whom the "
         "model still knows something.",
-        f"The attack's figure rests on {report.attack.pairs:,} forgotten pairs of {report.attack.users:,} people; "
-        "those of one person are not independent of each other. With other people like them it would lie between "
-        f"{_of_100(low)} and {_of_100(high)} of 100 (95 in 100).",
+        f"The attack's figure rests on {report.attack.pairs:,} forgotten pairs of "
+        f"{_count(report.attack.users, 'person')}; those of one person are not independent of each other. {spread}",
         f"One model was examined, a {report.model}. Nothing follows for other models that were trained on the same "
         "data or on this model's output.",
     ]
     if any(report.erased.values()):
         said.append(
-            f"Of {report.erased['users']:,} people and {report.erased['items']:,} items nothing is left to be trained "
-            "on: what described them was drawn anew at random. Their own pairs look forgotten by that alone, and the "
-            "attack's figure on them is that of one random draw; it says little. What they have left in others is "
-            "asked with the test pairs. Their descriptions are left out where inner numbers are compared."
+            f"Of {_count(report.erased['users'], 'person')} and {_count(report.erased['items'], 'item')} nothing is "
+            "left to be trained on: what described them was drawn anew at random. Their own pairs look forgotten by "
+            "that alone, and the attack's figure on them is that of one random draw; it says little. What they have "
+            "left in others is asked with the test pairs. Their descriptions are left out where inner numbers are "
+            "compared."
         )
     if count == 0:
         said.append(
@@ -158,7 +161,7 @@ def _attack(report: AuditReport) -> Finding:
         "if it is nearer to it than the original's; otherwise no. A figure below the range counts as one above it: a "
         "pair that scores lower than a model would score it that never saw it, is given away as well. It cannot be "
         "said if a figure is not further from the range than chance (with other people in the place of these, 95 in "
-        "100; for a no, also than the retrained models are from each other, which takes two of them unless they are "
+        "100, and between retrained models; for a no, twice the latter, which takes two of them unless they are "
         f"paired), if the original's is not, if the pairs are of fewer than {MIN_PEOPLE} people, or without a "
         "retrained model."
     )
@@ -182,15 +185,13 @@ def _attack(report: AuditReport) -> Finding:
     because = f"{told}, and with models that never saw them in {span}"
     answer: Answer = "cannot be said"
     if report.attack.users < MIN_PEOPLE:
-        because += (
-            f". The pairs are of {report.attack.users} people only, so that chance could make of it what it likes"
-        )
+        because += f". They are of {_count(report.attack.users, 'person')} only: how far chance goes cannot be told"
     elif gap_then <= max(MEMBERSHIP_TOLERANCE, error_then, high - low):
         because += ". In the original either this attack finds nothing that is beyond chance"
     elif gap <= MEMBERSHIP_TOLERANCE:
         answer = "yes"
-    elif gap <= error:
-        because += f". The difference is within chance, which is {_of_100(error)} of 100 here"
+    elif gap <= max(error, high - low):
+        because += f". The difference is within chance, which is {_of_100(max(error, high - low))} of 100 here"
     elif gap < gap_then:
         answer = "partly"
     elif gap > 2 * (high - low) and (report.paired or len(reference) > 1):
@@ -239,6 +240,8 @@ def _close(report: AuditReport, pairs: str, question: str) -> Finding:
         answer = "partly"
     elif now > SURELY_BEYOND * largest and not unknown:
         answer = "no"
+    elif not unknown:
+        because += f". Yet it may be chance, being at most {SURELY_BEYOND} times what retrained models differ by"
     return Finding(question, answer, f"{because}.", rule)
 
 
@@ -254,6 +257,11 @@ def _useful(report: AuditReport) -> Finding:
     wanted = sum(known) / len(known)
     because = f"AUROC on the test pairs that remain: {now:.4f}, of {name} {wanted:.4f}."
     return Finding(question, "yes" if now >= wanted - AUROC_TOLERANCE else "no", because, rule)
+
+
+def _count(number: int, one: str) -> str:
+    many = {"person": "people"}.get(one, f"{one}s")
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _of_100(share: float) -> str:

@@ -22,7 +22,7 @@ import lightning_ifru
 from lightning_ifru.audit_evidence import Evidence, Exhibit, edges
 from lightning_ifru.audit_questions import Answers, Questions
 from lightning_ifru.audit_report import Attack, AuditReport, Closeness
-from lightning_ifru.audit_verdict import measured
+from lightning_ifru.audit_verdict import MIN_PEOPLE, measured
 from lightning_ifru.callback import check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
@@ -89,7 +89,6 @@ def audit(
     targets = {} if output is None else _targets(output)
     # Never the model itself: its weights would be gone, and Lightning would no longer know which it has loaded.
     module = copy.deepcopy(module)
-    module.release_graph()
     module.configure_model()
     module.to(trainer.strategy.root_device).eval()
     roles = ["original", "unlearned", *(f"retrained {k + 1}" for k in range(len(retrained)))]
@@ -191,10 +190,12 @@ def _attack(
         mine = measured(models[name].figures, "membership_auroc")
         nearest = min(retrained, key=lambda other: abs(measured(other.figures, "membership_auroc") - mine))
         errors[name] = 1.96 * float((models[name].attacks - nearest.attacks).std())
+    users = len(questions.members.user.unique())
+    known = models if users >= MIN_PEOPLE else {}
     return Attack(
         pairs=len(questions.members),
-        users=len(questions.members.user.unique()),
-        intervals={name: answers.attacks.quantile(quantiles).tolist() for name, answers in models.items()},
+        users=users,
+        intervals={name: answers.attacks.quantile(quantiles).tolist() for name, answers in known.items()},
         gap_errors=errors,
     )
 

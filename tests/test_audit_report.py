@@ -112,9 +112,11 @@ def attack(now, then, *retrained, paired=False, **chances):
         (attack(0.55, 0.9, 0.6), "partly", ""),
         (attack(0.62, 0.9, 0.6, error=0.03), "cannot be said", "within chance, which is 3.0 of 100"),
         (attack(0.62, 0.9, 0.6, error=0.019), "partly", ""),
-        (attack(0.62, 0.9, 0.6, users=4), "cannot be said", "of 4 people only"),
+        (attack(0.65, 0.9, 0.54, 0.6), "cannot be said", "within chance, which is 6.0 of 100"),
+        (attack(0.67, 0.9, 0.54, 0.6), "partly", ""),
+        (attack(0.62, 0.9, 0.6, users=4), "cannot be said", "of 4 people only: how far chance goes"),
         (attack(0.6, 0.9, 0.6, users=5), "yes", ""),
-        (attack(0.6, 0.9, 0.6, users=1), "cannot be said", "of 1 people only"),
+        (attack(0.6, 0.9, 0.6, users=1), "cannot be said", "of 1 person only"),
         (attack(0.9, 0.9, 0.6), "cannot be said", "not known well enough"),  # one seed says nothing of chance
         (attack(0.9, 0.9, 0.6, paired=True), "no", ""),
         (attack(0.9, 0.9, 0.6, 0.61), "no", ""),
@@ -184,6 +186,8 @@ def test_what_is_left_is_told_from_chance_where_chance_is_known():
     assert "the original's 0.1000, and those of retrained models from each other 0.0200: 25% of what is beyond" in told
     told = replace(FULL, closeness={"forgotten": close(0.04)}).findings[1].because
     assert "the original's 0.1000: 40% of the distance is left. How much of it is chance cannot be told" in told
+    told = replace(FULL, closeness={"forgotten": close(0.039, original=0.03, floor=0.02)}).findings[1].because
+    assert told.endswith("is left. Yet it may be chance, being at most 2 times what retrained models differ by.")
     told = replace(FULL, closeness={"forgotten": close(0.04)}, paired=True).findings[1].because
     assert told.endswith("40% of the distance is left.")
 
@@ -292,9 +296,19 @@ def test_chance_in_training_is_shown_only_where_it_is_known():
 
 def test_of_the_erased_it_is_said_that_their_own_pairs_say_little():
     assert "drawn anew" not in " ".join(FULL.limits)
-    for erased in ({"users": 2, "items": 0}, {"users": 0, "items": 1}):
-        said = " ".join(replace(FULL, erased=erased).limits)
-        assert f"Of {erased['users']} people and {erased['items']} items nothing is left" in said
+    for users, items, words in ((2, 0, "2 people and 0 items"), (0, 1, "0 people and 1 item")):
+        said = " ".join(replace(FULL, erased={"users": users, "items": items}).limits)
+        assert f"Of {words} nothing is left" in said
+
+
+def test_of_too_few_people_no_chance_is_shown():
+    few = replace(FULL, attack=Attack(567, 1, {}, {"unlearned": 0.0, "original": 0.0}))
+    assert "567 forgotten pairs of 1 person; those" in " ".join(few.limits)
+    assert "cannot be told from so few people" in " ".join(few.limits)
+    assert not attack_figure(few).axes[0].collections
+    assert "567 forgotten pairs of 1 person." in few.to_html()
+    assert "567 forgotten pairs of 45 people." in FULL.to_html()
+    assert "between 56.2 and 61.3 of 100" in " ".join(FULL.limits)
 
 
 # --- the forms

@@ -88,8 +88,8 @@ def test_an_audit_from_a_config_file_writes_its_report(run_folder, capsys, model
 
 
 def test_an_audit_takes_retrained_checkpoints_as_a_list(run_folder, capsys, make_data, make_model, make_trainer):
-    for name in ("c", "d"):
-        data, trainer = make_data(source=run_folder / "ratings.csv"), make_trainer(max_epochs=2)
+    for epochs, name in enumerate(("c", "d"), start=1):
+        data, trainer = make_data(source=run_folder / "ratings.csv"), make_trainer(max_epochs=epochs)
         data.forget(UnlearningRequest(users=data.user_ids[[3, 4, 5, 6]].tolist()))
         data.commit(data.removal())
         trainer.fit(make_model(), datamodule=data)

@@ -181,11 +181,7 @@ class NewtonSearch:
                 self.report(f"{kind} damping {self.dampings[index]:g}")
             return tried[index][0]
 
-        def promising(index: int) -> bool:
-            left = norm(self.dampings[index] * metric * solutions[index].value)
-            return left <= _WORTHWHILE * norm(residual)
-
-        best = _walk(size, promising, at, len(solutions), norm(residual))
+        best = _walk(size, at, len(solutions), norm(residual))
         if not math.isfinite(size(best)):
             return None
         reached_size, moved, reached = tried[best]
@@ -208,23 +204,21 @@ class NewtonSearch:
         return norm(reached), moved, reached
 
 
-def _walk(
-    size: Callable[[int], float], promising: Callable[[int], bool], start: int, length: int, current: float
-) -> int:
+def _walk(size: Callable[[int], float], start: int, length: int, current: float) -> int:
     """Walk from ``start`` into the dip of the sizes, then back to the largest damping that is as good.
 
-    Larger indices are smaller dampings. ``current`` is the size that is to be fallen below; to larger dampings the
-    search goes on only where the linear model says that the step is ``promising``.
+    Larger indices are smaller dampings. ``current`` is the size that is to be fallen below.
     """
     best = start
     while best + 1 < length and size(best + 1) < _DOWNHILL * size(best):
         best += 1
     if best == start:
-        while best > 0 and promising(best - 1) and (size(best - 1) < size(best) or not size(best) < current):
+        while best > 0 and (size(best - 1) < size(best) or not size(best) < current):
             best -= 1
-    limit = size(best) + _INDIFFERENT * min(size(best), current - size(best))
-    while best > 0 and size(best - 1) <= limit:
+    least = size(best)
+    while best > 0 and size(best - 1) <= least + _INDIFFERENT * min(least, current - least):
         best -= 1
+        least = min(least, size(best))
     return best
 
 

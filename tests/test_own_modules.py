@@ -44,9 +44,9 @@ def stack(conv, layers, loss):
     return model
 
 
-# Regularised well enough that training does not end far from a minimum, where it is luck whether a step helps. Left out:
-# two GATConv with BPR, stopped so early here that no damping lowers the residual; the
-# report then has no step and a warning says so.
+# Regularised well enough that training does not end far from a minimum, where it is luck whether a step helps. Left
+# out: two GATConv with BPR, stopped so early here that no damping lowers the residual; the report then has no step and
+# a warning says so.
 CASES = [
     pytest.param(conv, layers, loss, id=f"{layers} {conv.__name__} {loss}")
     for conv in (GCNConv, SAGEConv, GATConv)

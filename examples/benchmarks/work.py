@@ -138,7 +138,7 @@ def _run(task: Row, case: _Case, method: Method, start: Scorer, preparation: flo
         **provenance(setting.workers),
         "peak_memory_mb": peak,
         "memory_before_mb": resident,
-        # Beside the method's total: of the processor, which a busy machine does not lengthen (reading the data for the
+        # Beside the method's total: of the processor, which a busy machine lengthens far less (reading the data for the
         # copy included), what came before the request, and what the method is compared with.
         "seconds": {
             **forgotten.seconds,

@@ -163,9 +163,10 @@ def speed_table(rows: Sequence[Row]) -> str:
 _SPEED = (
     "Medians. *CPU seconds* are those of the processor in the worker's process, from the trained original to the "
     "scores of what has forgotten. Workers ran side by side with other work on the machine, which lengthens *wall "
-    "seconds*, those that passed, several times, and these by up to a third. Wall seconds are without reading the data for the copy that keeps the original, CPU seconds with "
-    "it; neither has what comes before the request or the measurement after it. *Over retraining's* are CPU seconds "
-    "over those of free (or else paired) retraining. *Peak memory* is the process's, the libraries' included."
+    "seconds*, those that passed, several times, and these by up to a third. Wall seconds are without reading the "
+    "data for the copy that keeps the original, CPU seconds with it; neither has what comes before the request or "
+    "the measurement after it. *Over retraining's* are CPU seconds over those of free (or else paired) "
+    "retraining. *Peak memory* is the process's, the libraries' included."
 )
 
 

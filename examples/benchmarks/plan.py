@@ -152,7 +152,9 @@ def by_deletion(job: Job) -> list[tuple[Deletion, list[Row]]]:
 
 
 def _by_deletion(tasks: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    name = lambda task: (task["deletion"], task["settings"]["retraining_seeds"])  # noqa: E731
+    def name(task: Row) -> tuple[str, int]:
+        return task["deletion"], task["settings"]["retraining_seeds"]
+
     return [(str(key), list(same)) for key, same in groupby(sorted(tasks, key=name), key=name)]
 
 

@@ -6,9 +6,10 @@ import copy
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -120,24 +121,29 @@ class Trained:
         return module, data
 
 
-def fit(
-    module: IFRUMixin, data: InteractionDataModule, epochs: int, callbacks: list[Callback] | None = None
-) -> lightning.Trainer:
-    """Fit a module for some epochs on one CPU, quietly, and leave nothing on the disk."""
+@contextmanager
+def quiet_trainer(**settings: Any) -> Iterator[lightning.Trainer]:
+    """Give a trainer for one CPU that says nothing and leaves nothing on the disk."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
-        trainer = lightning.Trainer(
+        yield lightning.Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=epochs,
-            callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=0,
             default_root_dir=folder,
+            **settings,
         )
+
+
+def fit(
+    module: IFRUMixin, data: InteractionDataModule, epochs: int, callbacks: list[Callback] | None = None
+) -> lightning.Trainer:
+    """Fit a module for some epochs."""
+    with quiet_trainer(max_epochs=epochs, callbacks=callbacks) as trainer:
         trainer.fit(module, datamodule=data)
     return trainer
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-import warnings
 from dataclasses import dataclass, field
 
-import lightning
 from methods.interface import Forgotten
-from recipes import Scorer, Trained
+from recipes import Scorer, Trained, quiet_trainer
 
 from lightning_ifru import IFRU, IFRUCallback, UnlearningRequest
 
@@ -38,18 +35,7 @@ class Sequential:
         module, data = original.copy()
         clock = time.perf_counter()
         steps = []
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            warnings.simplefilter("ignore")
-            trainer = lightning.Trainer(
-                accelerator="cpu",
-                devices=1,
-                callbacks=[IFRUCallback(self.method)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
-            )
+        with quiet_trainer(callbacks=[IFRUCallback(self.method)]) as trainer:
             for k in range(min(self.requests, len(pairs))):
                 part = UnlearningRequest(interactions=pairs[k :: self.requests])
                 steps.append(trainer.unlearn(data, model=module, request=part).steps)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from dataclasses import dataclass, field
 
-import lightning
-from recipes import Scorer, Trained
+from recipes import Scorer, Trained, quiet_trainer
 
 from lightning_ifru import IFRU, IFRUCallback, UnlearningRequest
 from methods.interface import Forgotten
@@ -43,18 +40,7 @@ class InfluenceUnlearning:
     def forget(self, original: Trained, request: UnlearningRequest) -> Forgotten:
         """Forget a request with ``Trainer.unlearn``."""
         staged = Staged(original, request)
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            warnings.simplefilter("ignore")
-            trainer = lightning.Trainer(
-                accelerator="cpu",
-                devices=1,
-                callbacks=[IFRUCallback(self.method)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
-            )
+        with quiet_trainer(callbacks=[IFRUCallback(self.method)]) as trainer:
             report = trainer.unlearn(staged.data, model=staged.module)
         staged.lap("setup")
         phases = {name: value for name, value in report.seconds.items() if name != "total"}

@@ -11,7 +11,7 @@ those that do about equally well the largest damping is taken: the smallest chan
 
 The root is Adam's: it divides a row's gradient by the root of its mean square over the batches, which for a row that is
 in a share :math:`n_v / n` of the examples goes with :math:`\sqrt{n_v / n}`. Training that was stopped has moved a row
-as if damped in this metric, and as a preconditioner it takes half of the products that :math:`n_v / n` does.
+as if damped in this metric, and as a preconditioner it takes fewer products than :math:`n_v / n` does.
 """
 
 from __future__ import annotations

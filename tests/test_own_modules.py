@@ -44,9 +44,10 @@ def stack(conv, layers, loss):
     return model
 
 
-# Training stops early here, and whether a step then helps hangs on the weights it happened to reach: with a decay of 1e-4
-# or 3e-3 instead of 1e-3, or more epochs, one or two of these cases take no step or gain less than is asked for. Left
-# out: two GATConv with BPR, for which no damping lowers the residual; the report then has no step and a warning says so.
+# Training stops early here, and whether a step then helps hangs on the weights it happened to reach: with a decay of
+# 1e-4 or 3e-3 instead of 1e-3, or more epochs, one or two of these cases take no step or gain less than is asked
+# for. Left out: two GATConv with BPR, for which no damping lowers the residual; the report then has no step and a
+# warning says so.
 CASES = [
     pytest.param(conv, layers, loss, id=f"{layers} {conv.__name__} {loss}")
     for conv in (GCNConv, SAGEConv, GATConv)

@@ -9,6 +9,7 @@ from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, ObjectiveError, RequestError, SolverError, UnlearningError
 from lightning_ifru.influence import IFRU
+from lightning_ifru.losses import Loss
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
@@ -23,6 +24,7 @@ __all__ = [
     "IFRUCallback",
     "IFRUMixin",
     "InteractionDataModule",
+    "Loss",
     "ObjectiveError",
     "RequestError",
     "SolverError",

@@ -36,6 +36,7 @@ from lightning_ifru.metrics import (
     topk_overlap,
 )
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.node_rows import node_kinds
 from lightning_ifru.splits import SPLITS
 
 
@@ -123,7 +124,8 @@ def _measure(evidence: Evidence, module: IFRUMixin, data: InteractionDataModule,
             logits = {name: getattr(answers, pairs) for name, answers in sides.items()}
             closeness[pairs] = _closeness(logits, torch.stack([getattr(one, pairs) for one in retrained]), paired)
     if retrained and paired:
-        kept, kinds = evidence.kept, module._node_kinds(len(before.users), len(before.items))
+        kept = evidence.kept
+        kinds = node_kinds(module, module.node_parameters, len(before.users), len(before.items))
         rows = {name: kept[kinds[name]] if name in kinds else ... for name, _ in module.named_parameters()}
         for exhibit, answers in ((evidence.original, original), (evidence.unlearned, unlearned)):
             mine, *others = (

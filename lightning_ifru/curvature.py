@@ -47,7 +47,7 @@ class Curvature(ABC):
         """Multiply ``vector [P]``."""
         tangent = unravel(vector, self.parameters)
         data = self._data_product(tangent)
-        (omega,) = jvp(grad(self.objective.regularization), (self.parameters,), (tangent,))[1:]
+        (omega,) = jvp(grad(lambda p: self.objective.penalty(p, self.examples)), (self.parameters,), (tangent,))[1:]
         return ravel(data) + ravel(omega)
 
     def _encode(self, parameters: Parameters) -> Tensor:

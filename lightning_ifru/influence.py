@@ -96,7 +96,8 @@ class IFRU:
         max_steps: Newton steps at most.
         cg_iterations: products with the curvature for each linear solve, at most.
         cg_tolerance: relative residual at which a linear solve has converged.
-        negatives: negatives drawn once for each retained positive, for pairwise losses.
+        negatives: negatives drawn once for each retained positive, for pairwise losses; for listwise ones as many sets,
+            each of training's number, as have that many.
         keep_ratio: the share of node rows to solve for, by importance; 1 is the exact solve.
         hops: message-passing rounds of the importance score; nothing beyond is solved for if ``keep_ratio < 1``.
         probes: random probes for the mean curvature :math:`\bar d`.
@@ -110,7 +111,7 @@ class IFRU:
         Three users rate one item; the model is its mean rating. Without the third user the mean is 1.5:
 
         >>> from lightning_ifru.interactions import Interactions
-        >>> from lightning_ifru.objective import resolve_loss
+        >>> from lightning_ifru.losses import resolve_loss
         >>> objective = Objective(
         ...     encode=lambda p, edge_index: torch.cat([torch.ones(3, 1), p["mean"]]),
         ...     decode=lambda p, source, destination: (source * destination).sum(-1),
@@ -157,7 +158,7 @@ class IFRU:
 
     def sides(self, objective: Objective, problem: Problem) -> Sides:
         """Return the two sides of ``problem`` with this method's negatives."""
-        return Sides.of(problem, objective.loss, self.negatives, self.seed)
+        return Sides.of(problem, objective, self.negatives, self.seed)
 
     def influence(
         self, objective: Objective, parameters: Parameters, problem: Problem, start: Parameters | None = None
@@ -183,11 +184,14 @@ class IFRU:
         retained = mean(parameters, problem.before, sides.retained)
         # What an item's leaving does to the sampler of negatives acts through the loss: it belongs to the direct part.
         resampled = retained
-        if sides.retained_after is not sides.retained:
+        if sides.retained_after.negative is not sides.retained.negative:
             resampled = mean(parameters, problem.before, sides.retained_after)
         forgotten = mean(parameters, problem.before, sides.forgotten) if sides.share else torch.zeros_like(retained)
         after = mean(start, problem.after, sides.retained_after)
-        omega = [ravel(grad(objective.regularization)(p)) for p in (parameters, start)]
+        omega = [
+            ravel(grad(lambda p, e=examples: objective.penalty(p, [e]))(at))
+            for at, examples in ((parameters, sides.retained), (start, sides.retained_after))
+        ]
         whole = retained + sides.share * (forgotten - retained)
         # In this order nothing forgotten gives zeros to the bit.
         total = (whole - after) + (omega[0] - omega[1])

@@ -14,7 +14,9 @@ from torch.func import functional_call
 from torch_geometric.nn import MessagePassing
 
 from lightning_ifru.errors import ObjectiveError
-from lightning_ifru.objective import Chunk, Loss, NodeKind, Objective, resolve_loss
+from lightning_ifru.losses import Loss, resolve_loss
+from lightning_ifru.node_rows import node_kinds
+from lightning_ifru.objective import Chunk, NodeKind, Objective
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.weight_decay import l2_decays, l2_penalty
 
@@ -36,8 +38,9 @@ class IFRUMixin(_Base):
     :meth:`regularization`.
 
     Attributes:
-        loss: ``"bpr"``, ``"bce"``, ``"mse"``, or a callable ``(scores [B], targets [B]) -> [B]``, which may be a
-            plain function in the body of the class; :meth:`resolved_loss` reads it.
+        loss: a name that :func:`~lightning_ifru.losses.resolve_loss` knows, a callable ``(scores [B], targets [B]) ->
+            [B]``, which may be a plain function in the body of the class, or a :class:`~lightning_ifru.losses.Loss`;
+            :meth:`resolved_loss` reads it.
         node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
             ``None``: inferred from the embedding tables, where their sizes leave no doubt.
         message_passing_hops: how many edges away a node's representation reaches; ``None``: not known.
@@ -74,6 +77,16 @@ class IFRUMixin(_Base):
         """
         return l2_penalty(dict(self.named_parameters()), l2_decays(self, self.configure_optimizers()))
 
+    def node_regularization(self) -> Tensor | None:
+        r"""Return the penalty of each node's own rows ``[num_nodes]``, of which a batch counts those of its nodes.
+
+        A batch of :math:`B` examples adds :math:`\frac{1}{B} \sum_v \omega_v` over its users, items and negatives, each
+        counting once: with ``1e-4 * self.embedding.weight.square().sum(1)`` it is the term of PyG's
+        ``LightGCN.recommendation_loss``. In the objective each weighs by its chance of being in a batch, which depends
+        on what is forgotten. By default there is none.
+        """
+        return None
+
     def resolved_loss(self) -> Loss:
         """Return :attr:`loss` as a :class:`Loss`; a function in the body of the class is no method of it.
 
@@ -88,6 +101,10 @@ class IFRUMixin(_Base):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective on a batch: the mean loss, and an overridden :meth:`regularization`."""
         loss = self._batch_loss(batch)
+        weights = self.batch_weights(batch, self._data().num_users, self._data().num_items)
+        if weights is not None:
+            own: Any = self.node_regularization()
+            loss = loss + own @ weights.to(own.dtype)
         if self.regularizes:
             loss = loss + self.regularization()
         self.log("train_loss", loss, batch_size=len(batch["user"]))
@@ -112,6 +129,15 @@ class IFRUMixin(_Base):
         data: Any = getattr(trainer, "datamodule", None)
         if hasattr(data, "check_checkpoint"):
             data.check_checkpoint(checkpoint)
+
+    def batch_weights(self, batch: Batch, num_users: int, num_items: int) -> Tensor | None:
+        """Return the weight of each node's own penalty in a batch, ``[num_nodes]``; ``None`` where there is none."""
+        if not self.penalizes_nodes:
+            return None
+        items = [batch[name].flatten() for name in ("item", "negative") if name in batch]
+        weights = torch.zeros(num_users + num_items, device=batch["user"].device)
+        weights[torch.cat([batch["user"], *(some + num_users for some in items)])] = 1 / len(batch["user"])
+        return weights
 
     @property
     def edge_index(self) -> Tensor:
@@ -159,6 +185,9 @@ class IFRUMixin(_Base):
         def decode(p: Parameters, src: Tensor, dst: Tensor) -> Tensor:
             return call.on(p, "decode", src, dst) if dense else self.decode(src, dst)
 
+        def node_regularization(p: Parameters) -> Tensor:
+            return call.on(p, "node_regularization")
+
         def regularization(p: Parameters) -> Tensor:
             own = call.on(p, "regularization") if self.regularizes else 0.0
             return own + l2_penalty(p, decays)
@@ -171,9 +200,11 @@ class IFRUMixin(_Base):
                 regularization=regularization,
                 num_users=num_users,
                 num_items=num_items,
-                node_parameters=self._node_kinds(num_users, num_items),
+                node_parameters=node_kinds(self, self.node_parameters, num_users, num_items),
                 decoder_parameters=dense,
                 chunk_size=chunk_size,
+                node_regularization=node_regularization if self.penalizes_nodes else None,
+                name=type(self).__name__,
             ),
             parameters,
         )
@@ -248,6 +279,11 @@ class IFRUMixin(_Base):
         """Whether :meth:`regularization` is the module's own, and thus part of the training loss."""
         return type(self).regularization is not IFRUMixin.regularization
 
+    @property
+    def penalizes_nodes(self) -> bool:
+        """Whether :meth:`node_regularization` is the module's own."""
+        return type(self).node_regularization is not IFRUMixin.node_regularization
+
     def _refuse_kept_graphs(self) -> None:
         """Refuse PyG layers that answer with the graph they have first seen, whatever graph they are given."""
         for name, part in self.named_modules():
@@ -271,33 +307,6 @@ class IFRUMixin(_Base):
                 return ()
             found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
         return tuple(name for name, gradient in zip(leaves, found, strict=True) if gradient is not None)
-
-    def _node_kinds(self, num_users: int, num_items: int) -> dict[str, NodeKind]:
-        sizes: dict[NodeKind, int] = {"node": num_users + num_items, "user": num_users, "item": num_items}
-        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if self.node_parameters is not None:
-            for name, kind in self.node_parameters.items():
-                got = tuple(named[name].shape) if name in named else None
-                if kind not in sizes or not got or got[0] != sizes[kind]:
-                    raise ObjectiveError(
-                        f"{type(self).__name__}.node_parameters names '{name}' as rows of every {kind}; got shape "
-                        f"{got}, wanted a trainable parameter with as many rows as its kind has: {sizes}."
-                    )
-            return dict(self.node_parameters)
-        tables = {f"{name}.weight".lstrip(".") for name, m in self.named_modules() if isinstance(m, nn.Embedding)}
-        kinds: dict[str, NodeKind] = {}
-        for name, parameter in named.items():
-            fitting = [kind for kind, size in sizes.items() if parameter.dim() and parameter.shape[0] == size]
-            if not fitting:
-                continue
-            if len(fitting) > 1 or name not in tables:
-                raise ObjectiveError(
-                    f"the parameter '{name}' of {type(self).__name__}, shape {tuple(parameter.shape)}, may hold a row "
-                    f"for every {' or '.join(fitting)}; say which parameters do: node_parameters = {{'{name}': "
-                    f"'{fitting[0]}'}}, or {{}} for none."
-                )
-            kinds[name] = fitting[0]
-        return kinds
 
 
 class _Method(nn.Module):

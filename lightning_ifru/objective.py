@@ -1,10 +1,11 @@
 r"""The risk that training minimised, as a function of parameters, examples and graph.
 
-.. math::  J(\theta; S, G) = \sum_{z \in S} w_z\, \ell(z; \theta, G) + \Omega(\theta)
+.. math::  J(\theta; S, G) = \sum_{z \in S} w_z\, \ell(z; \theta, G) + \Omega(\theta) + \sum_v p_v\, \omega_v(\theta)
 
-with :math:`w_z = 1/|S|` for a mean. The model is an encoder (parameters and graph to one row per node) and a decoder
-(two rows to a score). Only the encoder is differentiated as a whole; interactions go through decoder and loss in
-chunks, so that memory is bounded by the chunk and not by the data.
+with :math:`w_z = 1/|S|` for a mean, and :math:`p_v` the weight of a node's own penalty, see
+:mod:`lightning_ifru.presence`. The model is an encoder (parameters and graph to one row per node) and a decoder (two
+rows to a score). Only the encoder is differentiated as a whole; interactions go through decoder and loss in chunks, so
+that memory is bounded by the chunk and not by the data.
 """
 
 from __future__ import annotations
@@ -14,106 +15,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vjp
 
 from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.losses import Loss
 from lightning_ifru.parameters import Parameters
 
 NodeKind = Literal["user", "item", "node"]
-
-
-@dataclass(frozen=True)
-class Loss:
-    r"""A loss per example as a function of its scores.
-
-    Args:
-        name: how the loss is called in messages.
-        function: pointwise: ``(scores [B], targets [B]) -> [B]``; pairwise: ``(positive [B, 1], negative [B, K]) ->
-            [B, K]``, of which the mean over the negatives is the example's loss.
-        pairwise: whether an example is a positive with negatives instead of a pair with a target.
-        probabilistic: whether targets are probabilities, and those below 0 or above 1 an error.
-    """
-
-    name: str
-    function: Callable[[Tensor, Tensor], Tensor]
-    pairwise: bool = False
-    probabilistic: bool = False
-
-    def __call__(self, scores: Tensor, target: Tensor | None) -> Tensor:
-        """Return the loss ``[B]`` of ``scores [B, C]``; column 0 is the example, the others are its negatives.
-
-        Raises:
-            ObjectiveError: labels or negatives are lacking, or the function does not return one loss per example.
-        """
-        if self.pairwise:
-            if scores.shape[1] == 1:
-                raise ObjectiveError(
-                    f"the loss '{self.name}' needs negatives and got labelled interactions; leave out the rating "
-                    "column of the data, or choose loss='bce'."
-                )
-            return self._losses((scores[:, :1], scores[:, 1:]), scores[:, 1:].shape).mean(dim=1)
-        if target is None:
-            raise ObjectiveError(
-                f"the loss '{self.name}' needs labels and got implicit interactions; name the rating column of the "
-                "data, or choose loss='bpr'."
-            )
-        return self._losses((scores[:, 0], target.to(scores.dtype)), scores[:, 0].shape)
-
-    def check_targets(self, target: Tensor | None) -> None:
-        """Refuse targets that the loss has no meaning for.
-
-        Raises:
-            ObjectiveError: a target is no probability where it must be.
-        """
-        if not self.probabilistic or target is None or not target.numel():
-            return
-        least, most = (float(bound) for bound in target.aminmax())
-        if least < 0 or most > 1:
-            raise ObjectiveError(
-                f"the loss '{self.name}' needs labels from 0 to 1 and got labels from {least:g} to {most:g}; give the "
-                "data a threshold= from which ratings are positive, or choose loss='mse'."
-            )
-
-    def _losses(self, inputs: tuple[Tensor, Tensor], wanted: torch.Size) -> Tensor:
-        losses = self.function(*inputs)
-        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        if got != tuple(wanted):
-            raise ObjectiveError(
-                f"the loss '{self.name}' returned {got}; wanted one loss per example, shape {tuple(wanted)}: return "
-                "them without mean or sum (reduction='none')."
-            )
-        return losses
-
-
-def resolve_loss(loss: str | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
-    r"""Turn a loss's name, or a function of scores and targets, into a :class:`Loss`.
-
-    ``"bce"`` is :math:`-y \log\sigma(s) - (1-y)\log(1-\sigma(s))`, ``"mse"`` is :math:`(s-y)^2`, and ``"bpr"`` is
-    :math:`-\log\sigma(s_{ui} - s_{uj})` for negatives :math:`j`.
-
-    Raises:
-        ObjectiveError: for a name that is none of these.
-
-    Example:
-        >>> resolve_loss("mse")(torch.tensor([[3.0]]), torch.tensor([1.0]))
-        tensor([4.])
-    """
-    if isinstance(loss, Loss):
-        return loss
-    if callable(loss):
-        return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
-    if loss not in _LOSSES:
-        raise ObjectiveError(f"got loss={loss!r}; wanted one of {sorted(_LOSSES)} or a callable (scores, targets).")
-    return _LOSSES[loss]
-
-
-_LOSSES = {
-    "bce": Loss("bce", lambda s, y: F.binary_cross_entropy_with_logits(s, y, reduction="none"), probabilistic=True),
-    "mse": Loss("mse", lambda s, y: (s - y).square()),
-    "bpr": Loss("bpr", lambda positive, negative: F.softplus(negative - positive), pairwise=True),
-}
 
 
 @dataclass(frozen=True)
@@ -125,7 +34,10 @@ class Examples:
         weight: the weight of each example in the risk, ``1/n`` for a mean.
         target: labels ``[n]`` of a pointwise loss.
         negative: items ``[n, K]`` of a pairwise loss, drawn once.
-        candidates: items ``[M]``; instead of ``negative``: the expectation over all of them, exactly.
+        candidates: items ``[M]``; instead of ``negative``: the expectation over all of them. Exact where a loss takes
+            negatives one at a time; of one that takes ``group`` at once the mean over sets in which each occurs once.
+        group: how many candidates the loss takes at once.
+        presence: the weight :math:`p_v` of every node's own penalty, ``[num_nodes]``; ``None`` without one.
     """
 
     user: Tensor
@@ -134,6 +46,8 @@ class Examples:
     target: Tensor | None = None
     negative: Tensor | None = None
     candidates: Tensor | None = None
+    group: int = 1
+    presence: Tensor | None = None
 
     def __len__(self) -> int:
         return self.user.numel()
@@ -178,13 +92,17 @@ class Objective:
         decode: ``(parameters, source [B, d], destination [B, d]) -> scores [B]``.
         loss: the loss per example.
         regularization: ``parameters -> Ω``, a scalar.
+        node_regularization: ``parameters -> [num_nodes]``, the penalty :math:`\omega_v` of each node's own rows, which
+            counts as often as training has it in a batch; ``None`` where there is none.
         num_users: the offset of items among nodes.
         num_items: the number of items.
         node_parameters: for each parameter whose rows belong to users, items or nodes, to which.
         decoder_parameters: the names of the parameters that ``decode`` depends on.
         chunk_size: pairs that go through decoder and loss at a time.
+        name: how the model is called in messages.
 
     Example:
+        >>> from lightning_ifru.losses import resolve_loss
         >>> table = torch.tensor([[1.0], [2.0]])
         >>> objective = Objective(
         ...     encode=lambda p, _: p["w"], decode=lambda p, s, t: (s * t).sum(-1), loss=resolve_loss("mse"),
@@ -204,6 +122,8 @@ class Objective:
     node_parameters: Mapping[str, NodeKind] = field(default_factory=dict)
     decoder_parameters: tuple[str, ...] = ()
     chunk_size: int = 65536
+    node_regularization: Callable[[Parameters], Tensor] | None = None
+    name: str = "the model"
 
     @property
     def num_nodes(self) -> int:
@@ -212,6 +132,9 @@ class Objective:
 
     def chunks(self, examples: Examples) -> Iterator[Chunk]:
         """Cut ``examples`` into chunks of at most :attr:`chunk_size` pairs (at least one example each)."""
+        if examples.candidates is not None and examples.group > 1:
+            yield from self._grouped(examples, examples.candidates.view(-1, examples.group))
+            return
         if examples.candidates is not None:
             # An expectation over more items than fit a chunk is the weighted mean of expectations over its parts.
             total = examples.candidates.numel()
@@ -226,6 +149,15 @@ class Objective:
             negative = None if examples.negative is None else examples.negative[start:stop]
             yield self._chunk(examples, start, stop, negative, examples.weight)
 
+    def _grouped(self, examples: Examples, groups: Tensor) -> Iterator[Chunk]:
+        """Pair every example with every one of ``groups [G, K]`` of candidates."""
+        columns = 1 + groups.shape[1]
+        for part in groups.split(max(1, self.chunk_size // columns)):
+            for start, stop in _ranges(len(examples), self.chunk_size // (columns * len(part))):
+                user, item = (some[start:stop].repeat_interleave(len(part)) for some in (examples.user, examples.item))
+                negative = part.repeat(stop - start, 1)
+                yield Chunk.of(self.num_users, user, item, None, negative, examples.weight / len(groups))
+
     def _chunk(self, examples: Examples, start: int, stop: int, negative: Tensor | None, weight: float) -> Chunk:
         target = None if examples.target is None else examples.target[start:stop]
         return Chunk.of(self.num_users, examples.user[start:stop], examples.item[start:stop], target, negative, weight)
@@ -238,6 +170,16 @@ class Objective:
         """Return the parameters that the decoder depends on."""
         return {name: parameters[name] for name in self.decoder_parameters}
 
+    def penalty(self, parameters: Parameters, examples: Sequence[Examples]) -> Tensor:
+        """Return Ω and the nodes' own penalties with their weights in ``examples``, a scalar."""
+        total = self.regularization(parameters)
+        if self.node_regularization is not None:
+            weights = [part.presence for part in examples if part.presence is not None]
+            if weights:
+                own = self.node_regularization(parameters)
+                total = total + own @ torch.stack(weights).sum(0).to(own.dtype)
+        return total
+
     def value_and_gradient(
         self,
         parameters: Parameters,
@@ -245,7 +187,7 @@ class Objective:
         examples: Sequence[Examples],
         regularize: bool = True,
     ) -> tuple[float, Parameters]:
-        """Return ``J`` and its gradient at ``parameters`` on a graph; without Ω if ``regularize`` is false.
+        """Return ``J`` and its gradient at ``parameters`` on a graph; without penalties if ``regularize`` is false.
 
         Raises:
             ObjectiveError: if the risk is not finite.
@@ -267,13 +209,13 @@ class Objective:
         (gradient,) = pullback(gradient_h)
         gradient = {n: g + gradient_decoder[n] if n in gradient_decoder else g for n, g in gradient.items()}
         if regularize:
-            omega_gradient, omega = grad_and_value(self.regularization)(parameters)
+            omega_gradient, omega = grad_and_value(lambda p: self.penalty(p, examples))(parameters)
             gradient = {name: gradient[name] + omega_gradient[name] for name in gradient}
             value += omega
         if not torch.isfinite(value):
             raise ObjectiveError(
-                f"the training objective is {float(value)} at these parameters; wanted a finite number: check the "
-                "model's weights and the data for NaN before unlearning."
+                f"the training objective of {self.name} is {float(value)} at these parameters; wanted a finite number: "
+                f"check weights and data for NaN, and the loss '{self.loss.name}' for scores it has no value for."
             )
         return float(value), gradient
 
@@ -291,39 +233,73 @@ class Objective:
         """Refuse an objective that influence functions do not apply to.
 
         Raises:
-            ObjectiveError: the encoder or decoder is stochastic (dropout), returns the wrong shape, or the loss has
-                no meaning for the targets, or no curvature (hinge), so that the Newton system would be Ω alone.
+            ObjectiveError: encoder, decoder, loss or penalty is stochastic (dropout), encoder or decoder returns the
+                wrong shape, the scores do not depend on the parameters, or the loss has no meaning for the targets, is
+                not finite, or has no curvature (hinge), so that the Newton system would be Ω alone.
         """
         self.loss.check_targets(examples.target)
         chunk = next(self.chunks(examples))
-        with torch.no_grad():
-            first, second = self.encode(parameters, edge_index), self.encode(parameters, edge_index)
-            if first.dim() != 2 or first.shape[0] != self.num_nodes:
-                raise ObjectiveError(
-                    f"encode returned shape {tuple(first.shape)}; wanted [{self.num_nodes}, d], one row for each of "
-                    f"{self.num_users} users and then {self.num_items} items."
-                )
-            rows = first.index_select(0, chunk.source), first.index_select(0, chunk.destination)
-            scores, again = self.decode(parameters, *rows), self.decode(parameters, *rows)
+
+        def look() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            h = self._encoded(parameters, edge_index)
+            scores = self.decode(parameters, h.index_select(0, chunk.source), h.index_select(0, chunk.destination))
             if scores.shape != chunk.source.shape:
                 raise ObjectiveError(
-                    f"decode returned shape {tuple(scores.shape)} for {chunk.source.numel()} pairs; wanted one score "
-                    f"for each pair, shape {tuple(chunk.source.shape)}."
+                    f"decode of {self.name} returned shape {tuple(scores.shape)} for {chunk.source.numel()} pairs; "
+                    f"wanted one score for each pair, shape {tuple(chunk.source.shape)}."
                 )
+            return h, scores, chunk.risk(self.loss, scores), self.penalty(parameters, [examples])
+
+        with torch.no_grad():
+            first, second = look(), look()
         # Atomics on accelerators reorder sums, so equality is asked for only up to rounding.
-        same = all(
-            torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in ((first, second), (scores, again))
-        )
-        if not same:
+        parts = ("encode", "decode", "the loss", "the regularization")
+        for part, a, b in zip(parts, first, second, strict=True):
+            if not torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True):
+                raise ObjectiveError(
+                    f"{part} of {self.name} gave two different answers to the same input; influence functions need a "
+                    "deterministic objective: call model.eval(), or switch off dropout and sampling inside of it."
+                )
+        _, scores, risk, _ = first
+        if not torch.isfinite(scores).all():
+            return  # the objective itself is not finite, which its value says
+        if not torch.isfinite(risk):
             raise ObjectiveError(
-                "the model gave two different answers to the same input; influence functions need a deterministic "
-                "objective: call model.eval(), or switch off dropout and sampling inside encode and decode."
+                f"the loss '{self.loss.name}' of {self.name} is {float(risk)} for finite scores from "
+                f"{float(scores.min()):.3g} to {float(scores.max()):.3g}; wanted a number: check its formula for "
+                "logarithms and divisions, or choose loss='bce' or 'bpr'."
             )
         curvature = jvp(grad(lambda s: chunk.risk(self.loss, s)), (scores,), (_alternating(scores),))[1]
-        if torch.isfinite(scores).all() and not bool(curvature.any()):
+        if not bool(curvature.any()):
             raise ObjectiveError(
                 f"the loss '{self.loss.name}' has no curvature (its second derivative is zero everywhere it was "
                 "tried), so that there is no Newton step; use a smooth loss such as 'bce', 'bpr' or 'mse'."
+            )
+        self._check_dependence(parameters, edge_index, chunk)
+
+    def _encoded(self, parameters: Parameters, edge_index: Tensor) -> Tensor:
+        h = self.encode(parameters, edge_index)
+        if h.dim() != 2 or h.shape[0] != self.num_nodes:
+            raise ObjectiveError(
+                f"encode of {self.name} returned shape {tuple(h.shape)}; wanted [{self.num_nodes}, d], one row for "
+                f"each of {self.num_users} users and then {self.num_items} items."
+            )
+        return h
+
+    def _check_dependence(self, parameters: Parameters, edge_index: Tensor, chunk: Chunk) -> None:
+        """Refuse scores on which no parameter has an influence: detached ones, or a stack of dead units."""
+
+        def scores(p: Parameters) -> Tensor:
+            h = self.encode(p, edge_index)
+            return self.decode(p, h.index_select(0, chunk.source), h.index_select(0, chunk.destination))
+
+        value, pullback = vjp(scores, parameters)
+        (found,) = pullback(_alternating(value))
+        if not any(bool(gradient.any()) for gradient in found.values()):
+            raise ObjectiveError(
+                f"the scores of {self.name} do not depend on its trainable parameters ({', '.join(parameters)}); "
+                "wanted encode and decode to use them: look for detach(), torch.no_grad(), dead units, or weights that "
+                "are all zero."
             )
 
 

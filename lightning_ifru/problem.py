@@ -6,7 +6,7 @@ Training interactions :math:`D`, to forget :math:`F`, to retain :math:`R = D \se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lightning_ifru.graph import affected_nodes
 from lightning_ifru.interactions import Interactions
-from lightning_ifru.objective import Examples, Loss, Objective
+from lightning_ifru.losses import Loss
+from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.presence import batch_presence
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Problem:
         erased: nodes without any interaction left, a bool mask ``[num_nodes]``: nothing but Ω acts on their rows.
         candidates: the items ``[M]`` that negatives were drawn from.
         candidates_after: those they would be drawn from without ``F``.
+        num_negatives: negatives that training drew for each example, which a listwise loss takes at once.
+        batch_size: examples of a training batch, on which the weight of a penalty of batches depends.
     """
 
     interactions: Interactions
@@ -38,6 +42,8 @@ class Problem:
     erased: Tensor
     candidates: Tensor
     candidates_after: Tensor
+    num_negatives: int = 1
+    batch_size: int = 1
 
     @cached_property
     def retained(self) -> Interactions:
@@ -66,7 +72,14 @@ class Sides:
     """Means over ``R`` before and after, and over ``F``, as weighted examples.
 
     Both sides of ``R`` use the same negatives (common random numbers), except where a negative is an item that leaves
-    the sampler: those are drawn anew on the side after. ``F`` has the expectation over all items, exactly.
+    the sampler: those are drawn anew on the side after. ``F`` has the expectation over all items, exactly where the
+    loss takes negatives one at a time; for a listwise loss they are dealt into sets of as many as training drew, once.
+
+    Attributes:
+        retained, retained_after: ``R`` with the sampler before and after; their ``presence`` is that of ``D`` and of
+            ``R`` in training batches.
+        forgotten: ``F``.
+        share: ``|F| / |D|``.
     """
 
     retained: Examples
@@ -75,28 +88,68 @@ class Sides:
     share: float
 
     @classmethod
-    def of(cls, problem: Problem, loss: Loss, negatives: int, seed: int) -> Sides:
-        """Build the sides of ``problem``; ``negatives`` are drawn for each retained example of a pairwise loss."""
+    def of(cls, problem: Problem, objective: Objective, negatives: int, seed: int) -> Sides:
+        """Build the sides of ``problem``.
+
+        Args:
+            problem: what is forgotten and what stays.
+            objective: whose loss says whether there are negatives, and whether batches have a penalty.
+            negatives: negatives for each retained example, at least; a listwise loss takes them in whole sets.
+            seed: of the negatives.
+        """
+        sides = cls._of(problem, objective.loss, negatives, seed)
+        if objective.node_regularization is None:
+            return sides
+        before, after = (
+            replace(part, presence=_presence(problem, objective, interactions, candidates))
+            for part, interactions, candidates in (
+                (sides.retained, problem.interactions, problem.candidates),
+                (sides.retained_after, problem.retained, problem.candidates_after),
+            )
+        )
+        return replace(sides, retained=before, retained_after=after)
+
+    @classmethod
+    def _of(cls, problem: Problem, loss: Loss, negatives: int, seed: int) -> Sides:
         r, f = problem.retained, problem.forgotten
         share = len(f) / (len(r) + len(f))
-        if not loss.pairwise:
+        if not loss.needs_negatives:
             retained = Examples(r.user, r.item, 1 / len(r), target=r.label)
             forgotten = Examples(f.user, f.item, 1 / max(1, len(f)), target=f.label)
             return cls(retained, retained, forgotten, share)
         generator = torch.Generator().manual_seed(seed)
-        draw = _draw(problem.candidates, (len(r), negatives), generator)
+        candidates, group, user, item = problem.candidates, 1, r.user, r.item
+        if loss.kind == "listwise":
+            group = problem.num_negatives
+            sets = -(-negatives // group)
+            negatives, user, item = group, r.user.repeat(sets), r.item.repeat(sets)
+            candidates = _deal(candidates, group, generator)
+        draw = _draw(problem.candidates, (len(user), negatives), generator)
         redraw = draw
         if problem.candidates_after.numel() < problem.candidates.numel():
             gone = ~torch.isin(draw, problem.candidates_after)
             redraw = draw.clone()
             redraw[gone] = _draw(problem.candidates_after, (int(gone.sum()),), generator)
-        retained = Examples(r.user, r.item, 1 / len(r), negative=draw)
+        retained = Examples(user, item, 1 / len(user), negative=draw)
         return cls(
             retained,
-            retained if redraw is draw else Examples(r.user, r.item, 1 / len(r), negative=redraw),
-            Examples(f.user, f.item, 1 / max(1, len(f)), candidates=problem.candidates),
+            retained if redraw is draw else replace(retained, negative=redraw),
+            Examples(f.user, f.item, 1 / max(1, len(f)), candidates=candidates, group=group),
             share,
         )
+
+
+def _presence(problem: Problem, objective: Objective, interactions: Interactions, candidates: Tensor) -> Tensor:
+    counts = problem.node_counts(objective, interactions)
+    drawn = candidates + objective.num_users if objective.loss.needs_negatives else None
+    return batch_presence(counts, len(interactions), problem.batch_size, drawn, problem.num_negatives)
+
+
+def _deal(candidates: Tensor, group: int, generator: torch.Generator) -> Tensor:
+    """Shuffle the candidates and deal them into whole groups; the last one is filled up from the first."""
+    shuffled = candidates[torch.randperm(candidates.numel(), generator=generator).to(candidates.device)]
+    whole = -(-candidates.numel() // group) * group
+    return shuffled.repeat(-(-whole // candidates.numel()))[:whole]
 
 
 def _draw(candidates: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -41,7 +41,7 @@ def expand_to_parameters(nodes: Tensor, objective: Objective, parameters: Parame
     Every entry of a node's row gets the node's value, every entry of a parameter without node rows gets ``dense``.
 
     Example:
-        >>> from lightning_ifru.objective import resolve_loss
+        >>> from lightning_ifru.losses import resolve_loss
         >>> objective = Objective(lambda p, e: p["w"], lambda p, s, t: s, resolve_loss("mse"), lambda p: 0.0, 1, 1,
         ...                       node_parameters={"item_row": "item"})
         >>> expand_to_parameters(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ class Unlearning:
             erased=erased.to(device),
             candidates=candidates.to(device),
             candidates_after=candidates[~torch.isin(candidates, removal.withdrawn)].to(device),
+            num_negatives=data.num_negatives,
+            batch_size=data.batch_size,
         )
         return cls(module, data, method, removal, objective, parameters, problem)
 
@@ -225,7 +227,10 @@ def _check_training_step(
         torch.manual_seed(0)
         batch = {name: column.to(module.device) for name, column in next(iter(data.train_dataloader())).items()}
     examples = Examples(batch["user"], batch["item"], 1 / len(batch["user"]), batch.get("label"), batch.get("negative"))
-    wanted = ravel(objective.gradient(parameters, edge_index, [examples], regularize=False))
+    examples = replace(examples, presence=module.batch_weights(batch, data.num_users, data.num_items))
+    # Ω on both sides would hide a small difference in the loss, or be the optimiser's, which no step contains.
+    bare = replace(objective, regularization=lambda p: 0.0 * next(iter(p.values())).sum())
+    wanted = ravel(bare.gradient(parameters, edge_index, [examples]))
     with _without_logging(module), _buffers_kept(module):
         output: Any = module.training_step(batch, 0)
         loss = output.get("loss") if isinstance(output, Mapping) else output

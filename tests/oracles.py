@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from lightning_ifru.graph import bipartite_edge_index, propagate
 from lightning_ifru.interactions import Interactions
-from lightning_ifru.objective import Objective, resolve_loss
+from lightning_ifru.losses import resolve_loss
+from lightning_ifru.objective import Objective
 from lightning_ifru.problem import Problem
 
 # ---------------------------------------------------------------- data

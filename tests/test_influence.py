@@ -10,7 +10,8 @@ from lightning_ifru.errors import ObjectiveError, UnlearningError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.influence import IFRU
 from lightning_ifru.interactions import Interactions
-from lightning_ifru.objective import Examples, Loss, Objective
+from lightning_ifru.losses import Loss
+from lightning_ifru.objective import Examples, Objective
 from lightning_ifru.parameters import ravel
 from lightning_ifru.problem import Problem
 from lightning_ifru.pruning import important_nodes

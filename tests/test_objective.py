@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_ifru.errors import ObjectiveError
-from lightning_ifru.objective import Chunk, Examples, Loss, Objective, resolve_loss
+from lightning_ifru.losses import Loss, resolve_loss
+from lightning_ifru.objective import Chunk, Examples, Objective
 from lightning_ifru.parameters import ravel
 
 USERS, ITEMS, DIM, DECAY = 6, 5, 3, 0.03
@@ -184,8 +185,8 @@ def test_a_pairwise_loss_refuses_examples_without_negatives():
         (F.mse_loss, 1, r"\(\)", r"\(4,\)"),
         (lambda s, y: (s - y).square().unsqueeze(1), 1, r"\(4, 1\)", r"\(4,\)"),
         (lambda s, y: 0.5, 1, "float", r"\(4,\)"),
-        (Loss("pairs", lambda p, n: F.softplus(n - p).mean(), pairwise=True), 3, r"\(\)", r"\(4, 2\)"),
-        (Loss("pairs", lambda p, n: F.softplus(n - p).mean(1), pairwise=True), 3, r"\(4,\)", r"\(4, 2\)"),
+        (Loss("pairs", lambda p, n: F.softplus(n - p).mean(), "pairwise"), 3, r"\(\)", r"\(4, 2\)"),
+        (Loss("pairs", lambda p, n: F.softplus(n - p).mean(1), "pairwise"), 3, r"\(4,\)", r"\(4, 2\)"),
     ],
     ids=["mean", "a column", "a number", "mean of pairs", "mean over negatives"],
 )
@@ -195,14 +196,16 @@ def test_a_loss_that_is_not_one_per_example_is_refused_by_its_shape(loss, column
 
 
 def test_an_unknown_loss_is_refused_with_those_known():
-    with pytest.raises(ObjectiveError, match=r"loss='warp'; wanted one of \['bce', 'bpr', 'mse'\] or a callable"):
+    with pytest.raises(
+        ObjectiveError, match=r"loss='warp'; wanted one of \['bce', 'bpr', .*'sampled_softmax'\] or a callable"
+    ):
         resolve_loss("warp")
 
 
 def test_a_loss_is_resolved_from_a_name_a_callable_or_itself():
     assert resolve_loss(huber).name == "huber"
-    assert not resolve_loss(huber).pairwise
-    assert resolve_loss("bpr").pairwise
+    assert resolve_loss(huber).kind == "pointwise"
+    assert resolve_loss("bpr").kind == "pairwise"
     loss = Loss("mine", huber)
     assert resolve_loss(loss) is loss
 
@@ -230,7 +233,7 @@ def hinge(scores, targets):
     return torch.relu(1 - scores * (2 * targets - 1))
 
 
-HINGE_PAIRS = Loss("hinge pairs", lambda p, n: torch.relu(1 - p + n), pairwise=True)
+HINGE_PAIRS = Loss("hinge pairs", lambda p, n: torch.relu(1 - p + n), "pairwise")
 REFUSED = {
     "dropout in the encoder": (
         {"encode": lambda p, e: F.dropout(p["w"], 0.5)},
@@ -242,15 +245,15 @@ REFUSED = {
     ),
     "an encoder without items": (
         {"encode": lambda p, e: p["w"][:USERS]},
-        rf"encode returned shape \({USERS}, {DIM}\); wanted \[{USERS + ITEMS}, d\].*{USERS} users .* {ITEMS} items",
+        rf"encode of .* returned shape \({USERS}, {DIM}\); wanted \[{USERS + ITEMS}, d\].*{USERS} users .* {ITEMS} items",
     ),
     "an encoder of one dimension": (
         {"encode": lambda p, e: p["w"].sum(-1)},
-        rf"encode returned shape \({USERS + ITEMS},\)",
+        rf"encode of .* returned shape \({USERS + ITEMS},\)",
     ),
     "a decoder that keeps the dimension": (
         {"decode": lambda p, s, t: s * t},
-        rf"decode returned shape \({N}, {DIM}\) for {N} pairs; wanted one score .* shape \({N},\)",
+        rf"decode of .* returned shape \({N}, {DIM}\) for {N} pairs; wanted one score .* shape \({N},\)",
     ),
     "hinge loss": ({"loss": Loss("hinge", hinge)}, "'hinge' has no curvature.*'bce', 'bpr' or 'mse'"),
 }
@@ -286,7 +289,9 @@ def test_a_risk_that_is_not_finite_is_refused(bad):
     objective = oracles.objective(1, "mse", USERS, ITEMS, DECAY)
     w = W.clone()
     w[0, 0] = bad
-    with pytest.raises(ObjectiveError, match=r"objective is (nan|inf) at these parameters.*check the model's weights"):
+    with pytest.raises(
+        ObjectiveError, match=r"objective of the model is (nan|inf) at these parameters.*check weights and data"
+    ):
         objective.value_and_gradient({"w": w}, GRAPH, [examples("mse")])
 
 

@@ -1,13 +1,18 @@
+from dataclasses import replace
+
 import oracles
 import pytest
 import torch
 
-from lightning_ifru.objective import resolve_loss
 from lightning_ifru.problem import Sides
 
 USERS, ITEMS = 30, 25
 WORLD = oracles.planted(USERS, ITEMS, 0.3, seed=3)
 IMPLICIT = WORLD.positives()
+
+
+def objective(loss, **changes):
+    return replace(oracles.objective(1, loss, USERS, ITEMS, 0.0), **changes)
 
 
 def erasing(world, *items):
@@ -36,22 +41,20 @@ def test_node_counts_are_those_of_a_loop():
     for user, item in zip(WORLD.data.user.tolist(), WORLD.data.item.tolist(), strict=True):
         wanted[user] += 1
         wanted[USERS + item] += 1
-    objective = oracles.objective(1, "bce", USERS, ITEMS, 0.0)
-    assert problem.node_counts(objective, WORLD.data).tolist() == wanted
-    assert problem.node_counts(objective, WORLD.data[torch.zeros(len(WORLD.data), dtype=torch.bool)]).sum() == 0
+    assert problem.node_counts(objective("bce"), WORLD.data).tolist() == wanted
+    assert problem.node_counts(objective("bce"), WORLD.data[torch.zeros(len(WORLD.data), dtype=torch.bool)]).sum() == 0
 
 
 def test_only_forgotten_positives_affect_representations():
-    objective = oracles.objective(1, "bce", USERS, ITEMS, 0.0)
     sparse = oracles.planted(USERS, ITEMS, 0.08, seed=3)
     negative = (sparse.data.label == 0).nonzero().flatten()[:2]
     positive = (sparse.data.label > 0).nonzero().flatten()[:1]
     forget = torch.zeros(len(sparse.data), dtype=torch.bool)
     forget[negative] = True
-    assert not sparse.problem(forget).affected(objective, 3).any()
+    assert not sparse.problem(forget).affected(objective("bce"), 3).any()
     forget[positive] = True
     ends = {int(sparse.data.user[positive]), USERS + int(sparse.data.item[positive])}
-    affected = [sparse.problem(forget).affected(objective, hops) for hops in range(3)]
+    affected = [sparse.problem(forget).affected(objective("bce"), hops) for hops in range(3)]
     assert set(affected[0].nonzero().flatten().tolist()) == ends
     assert 2 < int(affected[1].sum()) < int(affected[2].sum()) < USERS + ITEMS
     # The removed edge itself still carries: its ends are each other's neighbours in the graph before.
@@ -67,7 +70,7 @@ def test_only_forgotten_positives_affect_representations():
 def test_a_pointwise_loss_has_its_labels_and_the_same_examples_on_both_sides(loss):
     forget = WORLD.some(9)
     problem = WORLD.problem(forget)
-    sides = Sides.of(problem, resolve_loss(loss), 4, 0)
+    sides = Sides.of(problem, objective(loss), 4, 0)
     assert sides.retained is sides.retained_after
     for part, data in ((sides.retained, problem.retained), (sides.forgotten, problem.forgotten)):
         assert part.negative is part.candidates is None
@@ -82,7 +85,7 @@ def test_a_pointwise_loss_has_its_labels_and_the_same_examples_on_both_sides(los
 def test_both_sides_use_the_same_negatives_as_long_as_no_item_leaves(negatives):
     problem = IMPLICIT.problem(IMPLICIT.some(5))
     assert torch.equal(problem.candidates, problem.candidates_after)
-    sides = Sides.of(problem, resolve_loss("bpr"), negatives, 0)
+    sides = Sides.of(problem, objective("bpr"), negatives, 0)
     assert sides.retained is sides.retained_after
     assert sides.retained.negative.shape == (len(problem.retained), negatives)
     assert sides.retained.target is sides.retained.candidates is None
@@ -94,7 +97,7 @@ def test_negatives_that_are_erased_items_are_drawn_anew_after_and_only_those():
     problem = IMPLICIT.problem(erasing(IMPLICIT, 3, 8))
     gone = torch.tensor([3, 8])
     assert not torch.isin(gone, problem.candidates_after).any()
-    sides = Sides.of(problem, resolve_loss("bpr"), 4, 0)
+    sides = Sides.of(problem, objective("bpr"), 4, 0)
     before, after = sides.retained.negative, sides.retained_after.negative
     erased = torch.isin(before, gone)
     assert 0 < int(erased.sum()) < before.numel()
@@ -112,7 +115,7 @@ def test_negatives_are_drawn_uniformly_from_the_candidates_and_no_others():
     problem = type(problem)(
         *(problem.interactions, problem.forget, problem.before, problem.after, problem.erased), few, few
     )
-    drawn = Sides.of(problem, resolve_loss("bpr"), 100, 0).retained.negative
+    drawn = Sides.of(problem, objective("bpr"), 100, 0).retained.negative
     counts = torch.bincount(drawn.flatten(), minlength=ITEMS)
     assert counts.nonzero().flatten().tolist() == few.tolist()
     expected = drawn.numel() / len(few)
@@ -124,7 +127,7 @@ def test_negatives_depend_on_the_seed_alone():
     draws = []
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(noise)
-        sides = Sides.of(problem, resolve_loss("bpr"), 4, seed)
+        sides = Sides.of(problem, objective("bpr"), 4, seed)
         draws.append((sides.retained.negative, sides.retained_after.negative))
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
@@ -132,7 +135,7 @@ def test_negatives_depend_on_the_seed_alone():
 
 def test_the_forgotten_have_every_candidate_exactly():
     problem = IMPLICIT.problem(erasing(IMPLICIT, 3))
-    forgotten = Sides.of(problem, resolve_loss("bpr"), 4, 0).forgotten
+    forgotten = Sides.of(problem, objective("bpr"), 4, 0).forgotten
     assert forgotten.negative is forgotten.target is None
     assert torch.equal(forgotten.candidates, problem.candidates)
     assert 3 in forgotten.candidates.tolist(), "what was forgotten had been trained with the erased items as negatives"
@@ -143,7 +146,7 @@ def test_the_forgotten_have_every_candidate_exactly():
 @pytest.mark.parametrize("loss", ["bce", "bpr"])
 def test_nothing_to_forget_has_a_share_of_zero(loss):
     world = WORLD if loss == "bce" else IMPLICIT
-    sides = Sides.of(world.problem(torch.zeros(len(world.data), dtype=torch.bool)), resolve_loss(loss), 4, 0)
+    sides = Sides.of(world.problem(torch.zeros(len(world.data), dtype=torch.bool)), objective(loss), 4, 0)
     assert sides.share == 0.0
     assert len(sides.forgotten) == 0
     assert len(sides.retained) == len(world.data)

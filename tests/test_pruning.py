@@ -4,7 +4,8 @@ import oracles
 import pytest
 import torch
 
-from lightning_ifru.objective import Objective, resolve_loss
+from lightning_ifru.losses import resolve_loss
+from lightning_ifru.objective import Objective
 from lightning_ifru.pruning import expand_to_parameters, important_nodes
 
 USERS, ITEMS = 30, 25

@@ -1,0 +1,55 @@
+"""Which parameters hold a row for every user, item or node: inferred where sizes leave no doubt, declared otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.objective import NodeKind
+
+
+def node_kinds(
+    module: nn.Module, declared: Mapping[str, NodeKind] | None, num_users: int, num_items: int
+) -> dict[str, NodeKind]:
+    """Return the kind of rows of every trainable parameter of ``module`` that holds rows of nodes.
+
+    Args:
+        module: the model.
+        declared: what it declares; ``None``: embedding tables with as many rows as there are users, items or both.
+        num_users: the number of users in the data.
+        num_items: the number of items.
+
+    Raises:
+        ObjectiveError: the declaration does not fit, or a parameter's size fits and leaves a doubt.
+
+    Example:
+        >>> node_kinds(nn.ModuleDict({"user": nn.Embedding(3, 2), "scale": nn.Linear(2, 2)}), None, 3, 4)
+        {'user.weight': 'user'}
+    """
+    sizes: dict[NodeKind, int] = {"node": num_users + num_items, "user": num_users, "item": num_items}
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if declared is not None:
+        for name, kind in declared.items():
+            got = tuple(named[name].shape) if name in named else None
+            if kind not in sizes or not got or got[0] != sizes[kind]:
+                raise ObjectiveError(
+                    f"{type(module).__name__}.node_parameters names '{name}' as rows of every {kind}; got shape "
+                    f"{got}, wanted a trainable parameter with as many rows as its kind has: {sizes}."
+                )
+        return dict(declared)
+    tables = {f"{name}.weight".lstrip(".") for name, m in module.named_modules() if isinstance(m, nn.Embedding)}
+    kinds: dict[str, NodeKind] = {}
+    for name, parameter in named.items():
+        fitting = [kind for kind, size in sizes.items() if parameter.dim() and parameter.shape[0] == size]
+        if not fitting:
+            continue
+        if len(fitting) > 1 or name not in tables:
+            raise ObjectiveError(
+                f"the parameter '{name}' of {type(module).__name__}, shape {tuple(parameter.shape)}, may hold a row "
+                f"for every {' or '.join(fitting)}; say which parameters do: node_parameters = {{'{name}': "
+                f"'{fitting[0]}'}}, or {{}} for none."
+            )
+        kinds[name] = fitting[0]
+    return kinds

@@ -37,15 +37,11 @@ def batch_presence(
         tensor([0.5000, 0.5000, 1.0000, 0.5000], dtype=torch.float64)
     """
     size = min(batch_size, num_examples)
-    n, b = torch.tensor(float(num_examples), dtype=torch.float64), torch.tensor(float(size), dtype=torch.float64)
-    others = n.to(counts.device) - counts.to(torch.float64)
-    # Of few others some are in every batch; the logarithm of their binomial is minus infinity.
-    left_out = _log_choose(others, b.to(counts.device)) - _log_choose(n, b).to(counts.device)
-    absent = torch.where(others >= size, left_out.exp(), 0.0)
+    # The binomials' ratio is a product over a node's examples, whose logarithms lose no digit to cancellation.
+    left = num_examples - torch.arange(int(counts.max()), dtype=torch.float64, device=counts.device)
+    log_absent = torch.log1p(-(size / left).clamp(max=1)).cumsum(0)
+    log_absent = torch.cat([log_absent.new_zeros(1), log_absent])[counts]
     if candidates is not None:
-        absent[candidates] *= (1 - 1 / candidates.numel()) ** (size * num_negatives)
-    return (1 - absent) / size
-
-
-def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp(min=0) + 1)
+        log_missed = torch.log1p(log_absent.new_tensor(-1 / candidates.numel()))
+        log_absent[candidates] += size * num_negatives * log_missed
+    return -torch.expm1(log_absent) / size

@@ -7,8 +7,8 @@ import torch_geometric
 from torch import nn
 
 from lightning_ifru import IFRUMixin, ObjectiveError, UnlearningRequest
-from lightning_ifru.models import LightGCN
 from lightning_ifru.losses import resolve_loss
+from lightning_ifru.models import LightGCN
 from lightning_ifru.objective import Examples
 
 USERS, ITEMS = 40, 30

@@ -14,8 +14,8 @@ from lightning_ifru.curvature import GaussNewton, Hessian
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.influence import IFRU
 from lightning_ifru.interactions import Interactions
-from lightning_ifru.newton import DAMPINGS, _walk
 from lightning_ifru.losses import Loss
+from lightning_ifru.newton import DAMPINGS, _walk
 from lightning_ifru.objective import Objective
 from lightning_ifru.problem import Problem
 from lightning_ifru.pruning import important_nodes

@@ -245,7 +245,7 @@ REFUSED = {
     ),
     "an encoder without items": (
         {"encode": lambda p, e: p["w"][:USERS]},
-        rf"encode of .* returned shape \({USERS}, {DIM}\); wanted \[{USERS + ITEMS}, d\].*{USERS} users .* {ITEMS} items",
+        rf"encode of .* returned shape \({USERS}, {DIM}\); wanted \[{USERS + ITEMS}, d\].*{USERS} users .*{ITEMS} it",
     ),
     "an encoder of one dimension": (
         {"encode": lambda p, e: p["w"].sum(-1)},

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from lightning_ifru.newton import DAMPINGS, Progress
 from lightning_ifru.objective import Examples, Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem
+from lightning_ifru.reach import infer_hops
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import digest_key
 
@@ -80,6 +82,16 @@ class Unlearning:
             batch_size=data.batch_size,
         )
         return cls(module, data, method, removal, objective, parameters, problem)
+
+    @cached_property
+    def reach(self) -> int | None:
+        """How many edges away a node's representation reaches, as the module declares or else by experiment."""
+        if self.module.message_passing_hops is not None:
+            return self.module.message_passing_hops
+        objective = self.objective
+        return infer_hops(
+            objective.encode, self.parameters, objective.node_parameters, objective.num_users, objective.num_items
+        )
 
     def preview(self) -> UnlearningReport:
         """Return counts, what the graph's change can reach, and the expected cost; nothing is changed."""
@@ -199,7 +211,7 @@ class Unlearning:
     def _report(self, **found: Any) -> UnlearningReport:
         request = self.data.pending
         assert request is not None  # the removal was planned from it
-        hops, erased = self.module.message_passing_hops, self.problem.erased
+        hops, erased = self.reach, self.problem.erased
         return UnlearningReport(
             digest=request.digest(digest_key()),
             num_forgotten=int(self.removal.rows.sum()),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import numpy as np
@@ -12,38 +11,58 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch_geometric.data import HeteroData
 
 from lightning_ifru.batches import Batch, HeldOutBatches, TrainingBatches, held_out_loader, training_loader
+from lightning_ifru.encoding import Duplicates
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.graph import bipartite_edge_index
+from lightning_ifru.hetero import node_counts
 from lightning_ifru.interactions import Interactions, InteractionTable, Removal
 from lightning_ifru.request import UnlearningRequest
-from lightning_ifru.sources import read_source
-from lightning_ifru.splits import RandomSplit
+from lightning_ifru.sources import Source, read_source
+from lightning_ifru.splits import FRACTION, SplitName, split_named
 
 
 class InteractionDataModule(lightning.LightningDataModule):
-    """Interactions from a CSV file or a mapping of arrays, ready for training and for forgetting.
+    """Interactions from a file, a mapping of arrays or a ``HeteroData``, ready for training and for forgetting.
 
     The source is read on first use. With ``rating`` a batch holds ``user``, ``item`` and ``label`` (float32,
     all ``[B]``); without, it holds ``user``, ``item`` and ``negative`` (``[B, num_negatives]``), items drawn
     uniformly and without rejection: anew in training, always the same ones in validation and test.
 
+    Positions are those of first appearance in the source. Of a ``HeteroData`` they are those of its nodes, all of
+    them, so that ``data["user"].x`` has the features of position ``p`` in row ``p``; nodes without an edge have a
+    position and are no candidates.
+
     Args:
-        source: Path of a CSV file with a header, or a mapping of column name to a list, array, tensor or
-            Series.
-        user: Name of the column of user ids.
-        item: Name of the column of item ids.
-        rating: Name of the column of ratings; without it the feedback is implicit.
-        timestamp: Name of the column of times, which decides between repeated ratings of a pair.
+        source: Path of a CSV file with a header (UTF-8, possibly compressed) or of a Parquet file (needs pyarrow:
+            ``lightning-ifru[parquet]``); a mapping of column name to a list, array, tensor or Series; or a
+            ``HeteroData`` with one edge type from users to items. Reverse edges are not read.
+        user: Name of the column of user ids; of a ``HeteroData`` that of the users' node type.
+        item: Name of the column of item ids; of a ``HeteroData`` that of the items' node type.
+        rating: Name of the column (of a ``HeteroData``: edge attribute) of ratings; without it the feedback is
+            implicit.
+        timestamp: Name of the column (edge attribute) of times: numbers, the larger the later, dates, or ISO 8601
+            text, as of UTC where it names no zone. They decide which of a pair's interactions is the latest, and the
+            splits that go by time.
         threshold: Ratings from here on are positive (label 1, an edge of the graph), those below have label
             0. Without it the label is the rating itself and every interaction is an edge.
-        split: How train, validation and test are divided; ``"random"``.
-        val_fraction: Fraction of the interactions held out for validation.
-        test_fraction: Fraction of the interactions held out for testing.
+        split: How train, validation and test are divided. ``"random"``: by a hash of the two ids and ``seed``.
+            ``"temporal"``: the latest are test, those before them validation; needs ``timestamp``, and the same times
+            stay together. ``"leave_one_out"``: of every user with three or more the last is test, the one before it
+            validation; by ``timestamp``, by the order of the source where there is none or a tie. ``"given"``: by the
+            column (edge attribute) ``split``, which holds ``train``, ``val`` or ``test``, or by the
+            ``edge_label_index`` of a ``HeteroData``, whose edges are test. All occurrences of a pair are where its
+            latest one belongs, and forgetting moves none of the others.
+        val_fraction: Fraction of the pairs held out for validation. Under ``"leave_one_out"`` 0 holds nothing out and
+            the default one of every user; no other fraction applies there, and under ``"given"`` the default alone.
+        test_fraction: The same for testing.
+        duplicates: What counts of a pair that occurs more than once: ``"latest"``, its latest occurrence alone, or
+            ``"keep"``, each as an interaction and, if positive, an edge. A request for a pair forgets all of them.
         batch_size: Interactions per batch.
         num_negatives: Items drawn per interaction where the feedback is implicit.
-        seed: Seed of the split and of the negatives of validation and test.
+        seed: Seed of the random split and of the negatives of validation and test.
 
     Raises:
         DataError: If an argument is out of range; on first use, if the source cannot be read.
@@ -61,23 +80,24 @@ class InteractionDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        source: str | Path | Mapping[str, Any],
+        source: Source,
         *,
         user: str = "user",
         item: str = "item",
         rating: str | None = None,
         timestamp: str | None = None,
         threshold: float | None = None,
-        split: str = "random",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        split: SplitName = "random",
+        val_fraction: float = FRACTION,
+        test_fraction: float = FRACTION,
+        duplicates: Duplicates = "latest",
         batch_size: int = 2048,
         num_negatives: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if split != "random":
-            raise DataError(f"split={split!r} is not known; the only split so far is 'random'.")
+        if duplicates not in get_args(Duplicates):
+            raise DataError(f"duplicates={duplicates!r} is not known; choose 'latest' or 'keep'.")
         for name, number in (("batch_size", batch_size), ("num_negatives", num_negatives)):
             if not isinstance(number, int) or number < 1:
                 raise DataError(f"{name}={number!r} is not a positive whole number; choose 1 or more.")
@@ -89,8 +109,11 @@ class InteractionDataModule(lightning.LightningDataModule):
         self.num_negatives = num_negatives
         self.seed = seed
         self._threshold = threshold
-        self._split = RandomSplit(val_fraction, test_fraction, seed)
+        self._duplicates = duplicates
+        self._split = split_named(split, val_fraction, test_fraction, seed, timed=timestamp is not None)
         self._columns: dict[str, Any] = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
+        if split == "given":
+            self._columns["split"] = "split"
         self._source: Any = source
         self._table: InteractionTable | None = None
         self._graph: Tensor | None = None
@@ -100,8 +123,14 @@ class InteractionDataModule(lightning.LightningDataModule):
     def table(self) -> InteractionTable:
         """All interactions with their splits; read from the source on first use."""
         if self._table is None:
+            nodes = {}
+            if isinstance(self._source, HeteroData):
+                counts = node_counts(self._source, self._columns["user"], self._columns["item"])
+                nodes = {"user_ids": range(counts[0]), "item_ids": range(counts[1])}
             frame = read_source(self._source, **self._columns)
-            self._table = InteractionTable(frame, threshold=self._threshold, split=self._split)
+            self._table = InteractionTable(
+                frame, threshold=self._threshold, split=self._split, duplicates=self._duplicates, **nodes
+            )
             # No second copy: what is forgotten must not live on in arrays that the module still holds.
             self._source = None
         return self._table

@@ -6,7 +6,7 @@ Positions are for ever. What is forgotten leaves a hole: its row is cleared, an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lightning_ifru.encoding import Duplicates, Encoded
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.ids import IdIndex, Positions
+from lightning_ifru.placement import ByList, Hashes, mix, pair_hashes, placement_of
 from lightning_ifru.request import LineKey, UnlearningRequest
-from lightning_ifru.splits import SPLITS, Hashes, RandomSplit, assign, mix, pair_hashes
+from lightning_ifru.splits import SPLITS, RandomSplit, Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,23 +73,28 @@ class Removal:
 
 
 class InteractionTable:
-    """All interactions of a source, each pair once, with their split, and what has become of them.
+    """All interactions of a source with their split, and what has become of them.
 
-    Of a pair that occurs more than once the latest counts: by timestamp, and by the order of the source where
-    there is none or a tie. The label is whether the rating reaches the threshold (1 or 0), the rating itself
-    without a threshold, and 1 without ratings. Positive interactions, the edges of the graph, are those with
-    a label above 0; for ratings without a threshold every interaction is an edge.
+    The latest occurrence of a pair is that by timestamp, and by the order of the source where there is none or a
+    tie. The label is whether the rating reaches the threshold (1 or 0), the rating itself without a threshold, and 1
+    without ratings. Positive interactions, the edges of the graph, are those with a label above 0; for ratings
+    without a threshold every interaction is an edge.
 
     Attributes:
         trained: Which rows training had before anything was forgotten, a bool mask over all rows.
 
     Args:
-        frame: Columns ``user``, ``item``, and possibly ``rating`` and ``timestamp``, nothing missing.
+        frame: Columns ``user``, ``item``, and possibly ``rating``, ``timestamp`` and ``split``, nothing missing.
         threshold: Ratings from here on are positive.
         split: How interactions are divided into train, val and test.
+        duplicates: Of a pair that occurs more than once: ``"latest"`` counts the latest alone, ``"keep"`` each
+            occurrence, all in the split of the latest.
+        user_ids: The users of all positions, with or without interactions; by default those of the frame in order of
+            first appearance.
+        item_ids: The same for items. Those without an interaction are no candidates.
 
     Raises:
-        DataError: If there is a threshold without ratings, or nothing is left for training.
+        DataError: If there is a threshold without ratings, an id beside those given, or nothing is left for training.
 
     Example:
         >>> frame = pd.DataFrame({"user": [1, 1, 2], "item": ["a", "b", "a"]})
@@ -100,31 +107,29 @@ class InteractionTable:
 
     @torch.inference_mode(False)  # built in a validation loop, it must still serve a later fit
     def __init__(
-        self, frame: pd.DataFrame, *, threshold: float | None = None, split: RandomSplit | None = None
+        self,
+        frame: pd.DataFrame,
+        *,
+        threshold: float | None = None,
+        split: Split | None = None,
+        duplicates: Duplicates = "latest",
+        user_ids: Iterable[Any] | None = None,
+        item_ids: Iterable[Any] | None = None,
     ) -> None:
         split = RandomSplit() if split is None else split
         self.labelled = "rating" in frame
-        if threshold is not None and not self.labelled:
-            raise DataError(f"threshold={threshold} needs ratings; name the column of ratings, or drop it.")
         self._all_edges = self.labelled and threshold is None
-        self.users, user = IdIndex.factorize(frame["user"])
-        self.items, item = IdIndex.factorize(frame["item"])
-        kept = _latest(user * len(self.items) + item, frame)
-        label = np.ones(len(frame), dtype=np.float32)
-        if self.labelled:
-            rating = frame["rating"].to_numpy(dtype=np.float64)
-            label[:] = rating if threshold is None else rating >= threshold
-        self.user, self.item = torch.from_numpy(user[kept]), torch.from_numpy(item[kept])
-        self.label = torch.from_numpy(label[kept])
+        encoded = Encoded.of(frame, threshold, duplicates, user_ids, item_ids)
+        self.users, self.items = encoded.users, encoded.items
+        self.user, self.item = torch.from_numpy(encoded.user), torch.from_numpy(encoded.item)
+        self.label = torch.from_numpy(encoded.label)
         self.alive = torch.ones(len(self.user), dtype=torch.bool)
-        self._candidate = torch.ones(len(self.items), dtype=torch.bool)
+        self._candidate = _mask(encoded.item, len(self.items))
         self._forgotten_elsewhere = 0
-        self._seed = split.seed
-        hashes = self._row_hashes(self.alive, self._seed)
-        self._cuts = split.cuts(hashes)
-        self.split = assign(hashes, self._cuts)
+        self._placement = split.place(encoded.pairs)
+        self.split = self._placement.assign(self._row_hashes(self.alive, self._placement.seed))
         self.trained = self.split == 0
-        if not (self.split == 0).any():
+        if not self.trained.any():
             raise DataError(f"none of {len(self)} rows is left for training; give more or choose smaller fractions.")
 
     def __len__(self) -> int:
@@ -169,8 +174,10 @@ class InteractionTable:
         pair_item = self.items.lookup(pair[1] for pair in pairs)
         pair_code = np.where((pair_user < 0) | (pair_item < 0), -1, pair_user * len(self.items) + pair_item)
         code = np.where(self.alive.numpy(), (self.user * len(self.items) + self.item).numpy(), -2)
-        unknown: list[LineKey] = [("user", keys["user"][k]) for k in np.flatnonzero(users < 0)]
-        unknown += [("item", keys["item"][k]) for k in np.flatnonzero(items < 0)]
+        # Nodes of a graph have a position, and yet nothing to forget where they have no edges.
+        alive_users, alive_items = self.user[self.alive].numpy(), self.item[self.alive].numpy()
+        unknown: list[LineKey] = [("user", keys["user"][k]) for k in np.flatnonzero(~np.isin(users, alive_users))]
+        unknown += [("item", keys["item"][k]) for k in np.flatnonzero(~np.isin(items, alive_items))]
         unknown += [("interaction", pairs[k]) for k in np.flatnonzero(~np.isin(pair_code, code))]
         if unknown:
             raise RequestError(_unknown(unknown, request))
@@ -213,18 +220,19 @@ class InteractionTable:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to find the same positions, splits and holes again.
 
-        Of the forgotten rows it holds the positions in the table only: not even a hash, which could be
-        reversed.
+        Of the forgotten rows it holds the positions in the table only, and whether training had them where that
+        cannot be worked out again: not even a hash, which could be reversed.
         """
         forgotten = (~self.alive).nonzero().flatten()
+        listed = {"forgotten_trained": self.trained[forgotten]} if isinstance(self._placement, ByList) else {}
         return {
             "user_ids": self.users.plain(),
             "item_ids": self.items.plain(),
             "withdrawn_items": (~self._candidate).nonzero().flatten(),
-            "seed": self._seed,
-            "cuts": list(self._cuts),
+            **self._placement.state(),
             "num_rows": len(self),
             "forgotten": forgotten,
+            **listed,
             "num_forgotten": len(forgotten) + self._forgotten_elsewhere,
             "fingerprint": self._fingerprint(self.alive),
         }
@@ -235,7 +243,7 @@ class InteractionTable:
 
         The source may be the one the checkpoint was trained on, or the same without the forgotten rows. If
         nothing was ever forgotten, other interactions between the checkpoint's users and items will do as
-        well.
+        well; where the checkpoint lists its validation and test pairs, all others are then train.
 
         Raises:
             DataError: If the data are not those of the checkpoint; the table is as it was.
@@ -243,6 +251,7 @@ class InteractionTable:
         absent = sorted(STATE_KEYS - set(state))
         if absent:
             raise DataError(f"the state of the data lacks {absent[0]!r}; pass one that state() has returned.")
+        placement = placement_of(state)
         users, items = IdIndex(state["user_ids"]), IdIndex(state["item_ids"])
         same_layout = self.users.fits(users) and self.items.fits(items)
         mine = int((~self.alive).sum()) + self._forgotten_elsewhere
@@ -250,11 +259,12 @@ class InteractionTable:
         kept = self.alive if drop is None else self.alive & ~drop
         user = torch.from_numpy(self.users.moves(users))[self.user]
         item = torch.from_numpy(self.items.moves(items))[self.item]
-        seed, cuts = int(state["seed"]), (int(state["cuts"][0]), int(state["cuts"][1]))
-        trained = self.trained.clone()
-        trained[self.alive] = assign(self._row_hashes(self.alive, seed), cuts) == 0
-        split = assign(self._row_hashes(kept, seed), cuts)
-        if drop is None or bool(((user < 0) | (item < 0))[kept].any()) or not (split == 0).any():
+        split = torch.full_like(self.split, -1)
+        split[self.alive] = placement.assign(self._row_hashes(self.alive, placement.seed))
+        trained = torch.where(self.alive, split == 0, self.trained)
+        if isinstance(placement, ByList) and drop is not None and drop.any():
+            trained[state["forgotten"].cpu()] = state["forgotten_trained"].cpu()
+        if drop is None or bool(((user < 0) | (item < 0))[kept].any()) or not (split[kept] == 0).any():
             raise DataError(
                 f"the data are not those the checkpoint was trained on: they have {int(self.alive.sum())} "
                 f"interactions, the checkpoint {state['num_rows']} with {len(state['forgotten'])} forgotten; "
@@ -267,11 +277,11 @@ class InteractionTable:
             users.retire(torch.from_numpy(self.users.erased))
             items.retire(torch.from_numpy(self.items.erased))
             candidate &= self._candidate
+        candidate[item[kept]] = True  # an item can have its first interaction since
         self.users, self.items, self._candidate = users, items, candidate
         self.user, self.item = user.where(kept, -1), item.where(kept, -1)
+        self.split, self.trained, self._placement = split, trained, placement
         self._clear(~kept)
-        self.split[kept], self.trained = split, trained
-        self._seed, self._cuts = seed, cuts
         cleared = int((~kept).sum())
         self._forgotten_elsewhere = max(mine, int(state["num_forgotten"]), cleared) - cleared
 
@@ -294,6 +304,7 @@ class InteractionTable:
         for column, blank in ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1)):
             column[rows] = blank
         self.alive[rows] = False
+        self._placement = self._placement.keeping(self._row_hashes(self.alive, self._placement.seed))
 
     def _row_hashes(self, rows: Tensor, seed: int) -> Hashes:
         user = self.users.hashes()[self.user[rows].numpy()]
@@ -305,19 +316,11 @@ class InteractionTable:
         return int(mix(self._row_hashes(rows, 0) + mix(label)).sum(dtype=np.uint64))
 
 
-#: What a state of the data holds.
+#: What every state of the data holds; one that lists its held-out pairs has no cuts and some more.
 STATE_KEYS = {
     *("user_ids", "item_ids", "withdrawn_items", "seed", "cuts"),
     *("num_rows", "forgotten", "num_forgotten", "fingerprint"),
 }
-
-
-def _latest(code: Positions, frame: pd.DataFrame) -> Positions:
-    """The rows to keep, ascending: of equal codes the one with the largest timestamp, the last among ties."""
-    time = frame["timestamp"].to_numpy() if "timestamp" in frame else np.zeros(len(code))
-    order = np.argsort(time, kind="stable")
-    repeated = pd.Series(code[order]).duplicated(keep="last").to_numpy()
-    return np.sort(order[~repeated])
 
 
 def _mask(positions: Positions, size: int) -> Tensor:
@@ -332,12 +335,8 @@ def _emptied(column: Tensor, among: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 def _unknown(keys: list[LineKey], request: UnlearningRequest) -> str:
-    shown = []
-    for key in keys[:5]:
-        line = request.lines.get(key)
-        shown.append(f"{key[0]} {request.texts[key]!r}" + ("" if line is None else f" (line {line})"))
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
     return (
         f"{len(keys)} of the request's entries are not in the data or were forgotten before: "
-        f"{', '.join(shown)}{more}; correct or remove them and ask again."
+        f"{', '.join(map(request.named, keys[:5]))}{more}; correct or remove them and ask again."
     )

@@ -21,9 +21,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.ids import id_text
-from lightning_ifru.sources import read_text_table
+from lightning_ifru.sources import PARQUET, read_parquet_table, read_text_table
 
 Pair = tuple[Any, Any]
 LineKey = tuple[str, Hashable]
@@ -41,7 +43,8 @@ class UnlearningRequest:
         users: Ids of users to forget with everything they did; any iterable.
         items: Ids of items to forget with everything done to them; any iterable.
         interactions: ``(user, item)`` pairs; any iterable of pairs, or an array ``[n, 2]``.
-        lines: Where each id stands in the file it came from; filled by :meth:`from_file`.
+        lines: In which line of its file each id stands; filled by :meth:`from_file`.
+        rows: In which row of its Parquet file each id stands, the first being 0; filled by :meth:`from_file`.
 
     Raises:
         RequestError: If nothing is asked for, an id is missing, or the ids are not in an iterable.
@@ -57,6 +60,7 @@ class UnlearningRequest:
     items: Collection[Any] = ()
     interactions: Collection[Any] = ()
     lines: Mapping[LineKey, int] = field(default_factory=dict, repr=False)
+    rows: Mapping[LineKey, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "users", _ids(self.users, "users"))
@@ -89,7 +93,14 @@ class UnlearningRequest:
             return NotImplemented
         texts = self.texts | {key: value for key, value in other.texts.items() if key not in self.texts}
         parts = {part: [value for (kind, _), value in texts.items() if kind == _KINDS[part]] for part in _KINDS}
-        return UnlearningRequest(**parts, lines={**other.lines, **self.lines})
+        lines, rows = {**other.lines, **self.lines}, {**other.rows, **self.rows}
+        return UnlearningRequest(**parts, lines=lines, rows=rows)
+
+    def named(self, key: LineKey) -> str:
+        """Return an entry as it was given and where, by its key in :attr:`texts`: ``"user 'x' (line 3)"``."""
+        places = {"line": self.lines.get(key), "row": self.rows.get(key)}
+        place = next((f" ({what} {number})" for what, number in places.items() if number is not None), "")
+        return f"{key[0]} {self.texts[key]!r}{place}"
 
     def digest(self, key: bytes) -> str:
         """Return the HMAC-SHA256 of the request in hex, whatever the order, repetition and type of the ids.
@@ -112,27 +123,33 @@ class UnlearningRequest:
 
     @classmethod
     def from_file(cls, path: str | Path, user: str = "user", item: str = "item") -> UnlearningRequest:
-        """Read a request from a CSV or JSON file, remembering the line of every id for later errors.
+        """Read a request from a CSV, Parquet or JSON file, remembering the place of every id for later errors.
 
         Args:
-            path: A CSV file with the columns ``user`` and/or ``item`` (a row with both is an interaction, a
-                row with one a whole user or item), or a JSON file ``{"users": [...], "items": [...],
-                "interactions": [[user, item], ...]}``.
-            user: Name of the CSV file's column of users.
-            item: Name of the CSV file's column of items.
+            path: A CSV or Parquet file with the columns ``user`` and/or ``item`` (a row with both is an interaction,
+                a row with one, the other blank or null, a whole user or item), or a JSON file ``{"users": [...],
+                "items": [...], "interactions": [[user, item], ...]}``.
+            user: Name of the table's column of users.
+            item: Name of the table's column of items.
 
         Raises:
             RequestError: If the file cannot be read, or says nothing, or something else than a request.
         """
         path = Path(path)
+        lines: dict[LineKey, int] = {}
+        rows: dict[LineKey, int] = {}
         try:
             if path.suffix.lower() == ".json":
                 parts, lines = _read_json(path)
+            elif path.suffix.lower() == PARQUET:
+                parts, rows = _read_table(read_parquet_table(path), user, item, "row")
             elif ".csv" in (suffix.lower() for suffix in path.suffixes):
-                parts, lines = _read_csv(path, user, item)
+                parts, lines = _read_table(read_text_table(path), user, item, "line")
             else:
-                raise RequestError("this kind of file is not supported; write .csv (possibly compressed) or .json.")
-            return cls(**parts, lines=lines)
+                raise RequestError(
+                    "this kind of file is not supported; write .csv (possibly compressed), .parquet or .json."
+                )
+            return cls(**parts, lines=lines, rows=rows)
         except (RequestError, DataError) as error:
             raise RequestError(f"the request file {path.name!r} is refused: {error}") from error
 
@@ -185,8 +202,10 @@ def _check_id(value: Any, name: str) -> None:
         raise RequestError(f"{name} holds {value!r}, which is no id; ids are strings or numbers.")
 
 
-def _read_csv(path: Path, user: str, item: str) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
-    table = read_text_table(path)
+def _read_table(
+    table: pd.DataFrame, user: str, item: str, what: str
+) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
+    """The parts of a request, and in which row of the table each entry stands; ``what`` a row is called."""
     names = [name for name in (user, item) if name in table.columns]
     if not names or user == item:
         raise RequestError(
@@ -201,19 +220,27 @@ def _read_csv(path: Path, user: str, item: str) -> tuple[dict[str, list[Any]], d
             f"{'users' if names[0] == user else 'items'} cannot be told apart; name both or keep only one."
         )
     parts: dict[str, list[Any]] = {part: [] for part in _KINDS}
-    lines: dict[LineKey, int] = {}
-    empty = [""] * len(table)
-    users, items = (table[name].tolist() if name in names else empty for name in (user, item))
-    for line, user_id, item_id in zip(table.index.tolist(), users, items, strict=True):
-        if user_id and item_id:
+    places: dict[LineKey, int] = {}
+    blank = [""] * len(table)
+    users, items = (_with_blanks(table[name]) if name in names else blank for name in (user, item))
+    for place, user_id, item_id in zip(table.index.tolist(), users, items, strict=True):
+        if user_id != "" and item_id != "":
             parts["interactions"].append((user_id, item_id))
-            lines.setdefault(("interaction", (user_id, item_id)), line)
-        elif user_id or item_id:
-            parts["users" if user_id else "items"].append(user_id or item_id)
-            lines.setdefault(("user" if user_id else "item", user_id or item_id), line)
+            places.setdefault(("interaction", (id_text(user_id), id_text(item_id))), place)
+        elif user_id != "":
+            parts["users"].append(user_id)
+            places.setdefault(("user", id_text(user_id)), place)
+        elif item_id != "":
+            parts["items"].append(item_id)
+            places.setdefault(("item", id_text(item_id)), place)
         else:
-            raise RequestError(f"line {line} names neither user nor item; fill it in or delete it.")
-    return parts, lines
+            raise RequestError(f"{what} {place} names neither user nor item; fill it in or delete it.")
+    return parts, places
+
+
+def _with_blanks(column: pd.Series[Any]) -> list[Any]:
+    """The column's values with ``""`` for nulls; 0 is an id."""
+    return column.astype(object).where(column.notna(), "").tolist()
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:

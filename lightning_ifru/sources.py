@@ -1,4 +1,4 @@
-"""Reading interactions: a CSV file or a mapping of columns becomes one plain table.
+"""Reading interactions: a file, a mapping of columns or a graph becomes one plain table.
 
 Two things are promised. Ids stay what they are in the source: ``"007"`` and ``"NA"`` are ids, only an empty
 field is missing. And whatever is wrong with the source is said in one sentence that names the column and the
@@ -12,38 +12,51 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
+from torch_geometric.data import HeteroData
 
+from lightning_ifru.columns import BoolArray, given_splits, ids, numbers, times
 from lightning_ifru.errors import DataError
+from lightning_ifru.hetero import edge_columns
 
-BoolArray = npt.NDArray[np.bool_]
-Source = str | Path | Mapping[str, Any]
+Source: TypeAlias = str | Path | Mapping[str, Any] | HeteroData
 
+PARQUET = ".parquet"
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zip", ".zst")
 _UNREADABLE = (OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def read_source(
-    source: Source, *, user: str, item: str, rating: str | None = None, timestamp: str | None = None
+    source: Source,
+    *,
+    user: str,
+    item: str,
+    rating: str | None = None,
+    timestamp: str | None = None,
+    split: str | None = None,
 ) -> pd.DataFrame:
-    """Read interactions into a table of ``user``, ``item`` and, where named, ``rating`` and ``timestamp``.
+    """Read interactions into a table of ``user``, ``item`` and, where named, ``rating``, ``timestamp`` and ``split``.
 
     Args:
-        source: Path of a CSV file with a header (UTF-8, possibly compressed), or a mapping of column name to
-            a list, array, tensor or Series of n values.
-        user: Name of the column of user ids.
-        item: Name of the column of item ids.
-        rating: Name of the column of ratings, if there is one.
-        timestamp: Name of the column of times (numbers, the larger the later), if there is one.
+        source: Path of a CSV file with a header (UTF-8, possibly compressed) or of a Parquet file or folder; a
+            mapping of column name to a list, array, tensor or Series of n values; or a ``HeteroData``, of which the
+            edges from users to items are read.
+        user: Name of the column of user ids; of a ``HeteroData`` that of the users' node type.
+        item: Name of the column of item ids; of a ``HeteroData`` that of the items' node type.
+        rating: Name of the column (of a ``HeteroData``: edge attribute) of ratings, if there is one.
+        timestamp: Name of the column of times, if there is one: numbers, the larger the later, or dates, or text in
+            ISO 8601, as of UTC where it names no zone.
+        split: Name of the column of ``train``, ``val`` or ``test``, if there is one; a ``HeteroData`` may have its
+            test edges as ``edge_label_index`` instead.
 
     Returns:
-        n rows in the order of the source. Ids from a file are strings; those of a mapping keep their own
-        type, except that floats which are all whole numbers become integers.
+        n rows in the order of the source. Ids from a CSV file are strings; those of a Parquet file or a mapping keep
+        their own type, except that floats which are all whole numbers become integers; those of a ``HeteroData`` are
+        the positions of nodes. Times are numbers, splits their numbers in ``SPLITS``.
 
     Raises:
         DataError: If the source cannot be read, lacks a column, has no rows, or holds missing ids or numbers.
@@ -54,36 +67,67 @@ def read_source(
         0     7    a
         1     8    b
     """
-    wanted = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
+    wanted = {"user": user, "item": item, "rating": rating, "timestamp": timestamp, "split": split}
     columns = {role: name for role, name in wanted.items() if name is not None}
     if len(set(columns.values())) < len(columns):
         raise DataError(f"one column was named for two roles ({columns}); name a different column for each.")
-    if isinstance(source, (str, Path)):
-        origin = repr(Path(source).name)
-        raw = read_text_table(source)
-        first_column = "line"
-    elif isinstance(source, (Mapping, pd.DataFrame)):
-        origin = "the mapping"
-        raw = _read_mapping(source, columns)
-        first_column = "row"
-    else:
-        raise DataError(
-            f"the source is a {type(source).__name__}; pass the path of a CSV file or a mapping of columns."
-        )
+    origin, place, raw = _read(source, columns)
     _require(columns, raw.columns, origin)
     if raw.empty:
         raise DataError(f"{origin} has columns but no interactions; at least one row is needed.")
     table = {}
     for role, name in columns.items():
-        values, bad = (_ids if role in ("user", "item") else _numbers)(raw[name])
+        values, bad, what = _CHECKS[role](raw[name])
         if bad.any():
-            what = "missing ids" if role in ("user", "item") else "values that are not finite numbers"
             raise DataError(
                 f"{origin}: column {name!r} ({role}) has {int(bad.sum())} {what}, the first in "
-                f"{first_column} {raw.index[int(bad.argmax())]}; correct or delete these rows."
+                f"{place} {raw.index[int(bad.argmax())]}; correct or delete these rows."
             )
-        table[role] = values
+        table[role] = values.reset_index(drop=True)
     return pd.DataFrame(table)
+
+
+_CHECKS = {"user": ids, "item": ids, "rating": numbers, "timestamp": times, "split": given_splits}
+
+
+def _read(source: Source, columns: dict[str, str]) -> tuple[str, str, pd.DataFrame]:
+    """What to call the source and a row of it, and its columns as they are."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.suffix.lower() == PARQUET:
+            return repr(path.name), "row", read_parquet_table(path)
+        return repr(path.name), "line", read_text_table(path)
+    if isinstance(source, HeteroData):
+        return "the HeteroData", "edge", _read_mapping(edge_columns(source, columns), columns)
+    if isinstance(source, (Mapping, pd.DataFrame)):
+        return "the mapping", "row", _read_mapping(source, columns)
+    raise DataError(
+        f"the source is a {type(source).__name__}; pass the path of a CSV or Parquet file, a mapping of columns, or a "
+        "HeteroData."
+    )
+
+
+def read_parquet_table(path: str | Path) -> pd.DataFrame:
+    """Read a Parquet file, or a folder of such, with the types that it has, indexed by the row from 0 on.
+
+    Raises:
+        DataError: If pyarrow is not installed, or the file is missing or cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"there is no file {str(path)!r}; give the path of an existing Parquet file.")
+    try:
+        # Nullable types: whole numbers beside blanks would otherwise become floats, and long ids others.
+        table = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+        # An index that pandas has written is a column to everybody else.
+        return table.reset_index([name for name in table.index.names if name is not None]).reset_index(drop=True)
+    except ImportError as error:
+        raise DataError(
+            f"{path.name!r} cannot be read without pyarrow; install it: pip install 'lightning-ifru[parquet]'."
+        ) from error
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"{path.name!r} cannot be read as Parquet ({reason}); check the file.") from error
 
 
 def read_text_table(path: str | Path) -> pd.DataFrame:
@@ -95,7 +139,7 @@ def read_text_table(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     name = path.name
     if not name.lower().endswith(tuple(f".csv{suffix}" for suffix in COMPRESSIONS)):
-        kinds = ", ".join(f".csv{suffix}" for suffix in COMPRESSIONS)
+        kinds = ", ".join([*(f".csv{suffix}" for suffix in COMPRESSIONS), PARQUET])
         raise DataError(f"cannot read {name!r}: this kind of file is not supported; supported are {kinds}.")
     if not path.is_file():
         raise DataError(f"there is no file {str(path)!r}; give the path of an existing CSV file.")
@@ -158,25 +202,5 @@ def _require(columns: dict[str, str], present: Iterable[Any], origin: str) -> No
     for role, name in columns.items():
         if name not in present:
             names = ", ".join(repr(column) for column in present)
-            raise DataError(
-                f"{origin} has no column {name!r} (its columns: {names}); name the right one with {role}=..."
-            )
-
-
-def _ids(column: pd.Series[Any]) -> tuple[pd.Series[Any], BoolArray]:
-    """The ids with whole floats as integers, and which of them are missing."""
-    if pd.api.types.is_float_dtype(column):
-        bad = ~np.isfinite(column.to_numpy(dtype=np.float64, na_value=np.nan))
-        whole = not bad.any() and bool(((column == column.round()) & (column.abs() < 2**53)).all())
-        return (column.astype(np.int64) if whole else column), bad
-    missing: BoolArray = column.isna().to_numpy()
-    if not pd.api.types.is_numeric_dtype(column):
-        missing = missing | (column == "").to_numpy(dtype=bool, na_value=True)
-    return column, missing
-
-
-def _numbers(column: pd.Series[Any]) -> tuple[pd.Series[Any], BoolArray]:
-    """The numbers, and which entries are none that a float32 can hold."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    return numbers, column.isna().to_numpy() | ~(np.abs(values) <= np.finfo(np.float32).max)
+            remedy = "add it" if role == "split" else f"name the right one with {role}=..."
+            raise DataError(f"{origin} has no column {name!r} (its columns: {names}); {remedy}")

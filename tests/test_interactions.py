@@ -11,7 +11,8 @@ from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.ids import IdIndex
 from lightning_ifru.interactions import Interactions, InteractionTable
 from lightning_ifru.request import UnlearningRequest
-from lightning_ifru.splits import SPLITS, RandomSplit, assign, mix
+from lightning_ifru.placement import ByHash, mix
+from lightning_ifru.splits import SPLITS, RandomSplit
 
 # Few ids, so that pairs repeat and users run out of interactions; 1, "1" and 1.0 are one and the same.
 ids = st.sampled_from([1, 2, 3, "1", "4", 5.0, "a", "b", "é"])
@@ -224,7 +225,7 @@ def test_the_cut_offs_are_the_hash_of_no_row():
     hashes = mix(np.arange(100, dtype=np.uint64))
     cuts = RandomSplit(0.2, 0.3).cuts(hashes)
     assert not set(cuts) & set(hashes.tolist())
-    assert torch.bincount(assign(hashes, cuts)).tolist() == [50, 20, 30]
+    assert torch.bincount(ByHash(0, cuts).assign(hashes)).tolist() == [50, 20, 30]
 
 
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.5, 0.5), (1.0, 0.0), (float("nan"), 0.1)])

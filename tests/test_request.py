@@ -186,7 +186,7 @@ def test_the_union_keeps_the_lines_of_both(tmp_path):
         ("r.json", '{"interactions": [[1]]}', ["no pair"]),
         ("r.json", '{"users": []}', ["empty"]),
         ("r.json", '{"users": [NaN]}', ["missing id"]),
-        ("r.parquet", "PAR1", ["not supported"]),
+        ("r.parquet", "PAR1", ["cannot be read as Parquet"]),
         ("r.txt", "1", ["not supported"]),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_bad_file_gets_one_sentence(tmp_path, content, fragments):
 @pytest.mark.parametrize(
     ("name", "content", "fragment"),
     [
-        ("data.parquet", b"PAR1", "not supported"),
+        ("data.parquet", b"PAR1", "cannot be read as Parquet"),
         ("data", b"user,item\n1,2\n", "not supported"),
         ("data.csv.gz", b"user,item\n1,2\n", "cannot be read"),
         ("data.csv.gz", gzip.compress(b"user,item\n" + b"1,2\n" * 999)[:-9], "cannot be read"),

@@ -139,8 +139,8 @@ def test_one_training_step_moves_every_parameter(trained, kind, loss):
 @pytest.mark.parametrize("kind", ["ngcf", "neumf"])
 @pytest.mark.parametrize("loss", ["bce", "mse", "bpr"])
 def test_default_settings_correct_dense_weights_and_draw_erased_rows_anew(trained, kind, loss):
-    # With 4 dimensions all units of the perceptron die here. With 8 and a decay of 3e-4, or with 16, there are losses for
-    # which no damping lowers the residual of weights so far from a minimum: the report then has no step.
+    # With 4 dimensions all units of the perceptron die here. With 8 and a decay of 3e-4, or with 16, there are losses
+    # for which no damping lowers the residual of weights so far from a minimum: the report then has no step.
     model, recorder = build(kind, loss, lr=0.01, embedding_dim=8), Recorder()
     trainer, _, data = trained(loss, model=model, max_epochs=30, callbacks=[IFRUCallback(IFRU()), recorder])
     assert sum(recorder.losses[-40:]) < sum(recorder.losses[:40])

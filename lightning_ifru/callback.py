@@ -17,14 +17,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
 from lightning_ifru.mixin import IFRUMixin
-from lightning_ifru.newton import Progress as Report
+from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.unlearning import Unlearning, evaluation_mode
@@ -104,34 +102,51 @@ class IFRUCallback(lightning.Callback):
 
         Use ``trainer.unlearn``, which sets up devices and loads checkpoints.
         """
-        clock = time.perf_counter()
-        with evaluation_mode(module):
-            unlearning = Unlearning.of(module, data, self.method)
-            if dry_run:
-                return unlearning.preview()
-            with _progress(trainer, self.method) as advance:
-                update = unlearning.solve(advance)
-            report = unlearning.commit(update, clock)
-        if update.residual_before and not update.steps:
+        with shown_phases(trainer) as phases:
+            report = self._unlearn(trainer, module, data, files, dry_run, phases)
+        if report.residual_before and not report.steps:
             rank_zero_warn(
                 "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
                 "they were, apart from rows of the erased, which are drawn anew; retrain, or train further before."
             )
+        if report.older_checkpoints:
+            rank_zero_info(
+                "These hold what was forgotten if they are of this model; delete them: "
+                f"{', '.join(report.older_checkpoints)}"
+            )
+        return report
+
+    def _unlearn(
+        self,
+        trainer: lightning.Trainer,
+        module: IFRUMixin,
+        data: InteractionDataModule,
+        files: list[Path],
+        dry_run: bool,
+        phases: Phases,
+    ) -> UnlearningReport:
+        clock = time.perf_counter()
+        phases.begin("preparing")
+        with evaluation_mode(module):
+            unlearning = Unlearning.of(module, data, self.method)
+            if dry_run:
+                phases.begin("estimating")
+                return unlearning.preview()
+            phases.begin("solving", steps=sum(unlearning.most))
+            update = unlearning.solve(phases.step)
+            phases.begin("evaluating")
+            report = unlearning.commit(update, clock, phases.step)
+        phases.begin("writing")
         self.ledger = [*self.ledger, self._entry(report)]
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         path = new_checkpoint(trainer, len(self.ledger))
         if path is not None:
-            older = older_checkpoints(trainer)
-            report = replace(report, checkpoint=str(path), older_checkpoints=older)
+            report = replace(report, checkpoint=str(path), older_checkpoints=older_checkpoints(trainer))
             stand_for(trainer, path)
             files.append(path)
             trainer.save_checkpoint(path, weights_only=False)
-            if older:
-                rank_zero_info(
-                    f"These hold what was forgotten if they are of this model; delete them: {', '.join(older)}"
-                )
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
@@ -240,17 +255,3 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def as_request(request: UnlearningRequest | str | Path) -> UnlearningRequest:
     """Return a request, read from its file if it is a path."""
     return UnlearningRequest.from_file(request) if isinstance(request, (str, Path)) else request
-
-
-@contextmanager
-def _progress(trainer: lightning.Trainer, method: IFRU) -> Iterator[Report | None]:
-    """Show a bar for the solve where the trainer shows bars and somebody is looking."""
-    console = Console(stderr=True)
-    if trainer.progress_bar_callback is None or not trainer.is_global_zero or not console.is_terminal:
-        yield None
-        return
-    columns = TextColumn("Unlearning"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console, transient=True) as bar:
-        # Few solves need all their products and steps; the bar then ends early.
-        task = bar.add_task("influence", total=method.probes + 2 * method.max_steps * method.cg_iterations)
-        yield lambda text: bar.update(task, advance=1, description=text)

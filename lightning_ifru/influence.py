@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.func import grad
 
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.hops import influence_by_hop
 from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, norm
 from lightning_ifru.objective import Examples, Objective
 from lightning_ifru.parameters import Parameters, ravel
@@ -57,6 +58,7 @@ class Update:
         direct_norm, spillover_norm: norms of the parts of equation (1).
         residual_before, residual_after: :math:`\|r(\theta)\|` at the start and at the end.
         stationarity: :math:`\|\nabla J(\hat\theta)\| / \|b\|`.
+        by_hop: :math:`\|b\|` by distance from what is forgotten, see :func:`~lightning_ifru.hops.influence_by_hop`.
         steps: the accepted steps.
         cg_iterations: products with the curvature in all, those of rejected steps included.
         unknowns: the number of node rows solved for.
@@ -72,6 +74,7 @@ class Update:
     residual_before: float
     residual_after: float
     stationarity: float
+    by_hop: dict[str, float]
     steps: tuple[Step, ...]
     cg_iterations: int
     unknowns: int
@@ -243,6 +246,7 @@ class IFRU:
             residual_before=size,
             residual_after=steps[-1].residual if steps else size,
             stationarity=stationarity,
+            by_hop=influence_by_hop(b, objective, parameters, problem),
             steps=steps,
             cg_iterations=search.products,
             unknowns=int(nodes.sum()),

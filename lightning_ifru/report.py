@@ -1,16 +1,17 @@
-"""What an unlearning did, as numbers, as a table and as a figure; never with an id of a person in it."""
+"""What an unlearning did, as numbers; never with an id of a person in it, and no number of one person or pair."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 
 from lightning_ifru.finite import finite
+from lightning_ifru.report_table import tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +34,15 @@ class UnlearningReport:
         unknowns: node rows solved for.
         rows_changed: node rows that changed, reset ones included.
         affected_nodes: nodes whose representation the change of the graph can reach; ``None`` if that is not known.
+        influence_by_hop: the norm of :math:`b` on the rows of nodes ``"0"``, ``"1"``, ``"2"`` and ``"3+"`` edges of the
+            old graph from the ends of what is forgotten (``"3+"`` also where no path leads), and on ``"dense"``
+            parameters. Rows of the erased are no part of it.
+        top_changes: of users at each of these distances, the numbers of those of whom 0, 1, ... 20 of the 20 items
+            recommended to them are others than before; erased users and withdrawn items are left out on both sides.
+            Where there are more than 1,000 users, a random 1,000 are looked at; distances with fewer than five of them
+            are left out.
+        score_shift: the distribution of the scores that forgotten training pairs had before and have after, see
+            :func:`~lightning_ifru.effects.score_shift`.
         seconds: by phase, and ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         dry_run: whether nothing was changed.
@@ -54,12 +64,15 @@ class UnlearningReport:
     curvature: str | None = None
     damping: float | None = None
     steps: int = 0
-    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    trajectory: list[dict[str, Any]] = field(default_factory=list, repr=False)
     cg_iterations: int = 0
     unknowns: int = 0
     rows_changed: int = 0
     affected_nodes: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    influence_by_hop: dict[str, float] = field(default_factory=dict, repr=False)
+    top_changes: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    score_shift: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics_before: dict[str, float | None] = field(default_factory=dict)
     metrics_after: dict[str, float | None] = field(default_factory=dict)
     dry_run: bool = False
@@ -73,6 +86,13 @@ class UnlearningReport:
         if not self.residual_before or self.residual_after is None:
             return None
         return self.residual_before / self.residual_after if self.residual_after else math.inf
+
+    @property
+    def items_changed(self) -> float | None:
+        """How many of the items recommended to a user are others than before, on average."""
+        users = sum(map(sum, self.top_changes.values()))
+        changed = sum(k * number for counts in self.top_changes.values() for k, number in enumerate(counts))
+        return changed / users if users else None
 
     def to_json(self, indent: int | None = 2) -> str:
         """Return all attributes as JSON; numbers that are not finite as ``null``.
@@ -92,94 +112,42 @@ class UnlearningReport:
             0.5
         """
         values = finite(asdict(self))
-        flat = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        for group in ("seconds", "metrics_before", "metrics_after"):
-            flat.update({f"{group}/{name}": value for name, value in values[group].items() if value is not None})
-        return {f"unlearn/{name}": float(v) for name, v in flat.items() if not isinstance(v, bool)}
+        flat = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        flat["items_changed"] = self.items_changed
+        for group in ("influence_by_hop", "score_shift", "seconds", "metrics_before", "metrics_after"):
+            flat.update({f"{group}/{name}": value for name, value in values[group].items()})
+        return {f"unlearn/{name}": float(v) for name, v in flat.items() if type(v) in (int, float)}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._summary()
-        if self.metrics_before:
-            yield self._metrics()
+        yield from tables(self)
 
-    def _summary(self) -> Table:
-        table = Table(title="What would be forgotten" if self.dry_run else "What was forgotten", show_header=False)
-        table.add_column(style="bold")
-        table.add_column(justify="right")
-        splits = ", ".join(f"{count:,} {name}" for name, count in self.forgotten_by_split.items())
-        table.add_row("interactions", f"{self.num_forgotten:,} ({splits})")
-        table.add_row("users / items erased", f"{self.num_users_erased:,} / {self.num_items_erased:,}")
-        if self.affected_nodes is not None:
-            table.add_row("nodes within reach of the graph's change", f"{self.affected_nodes:,}")
-        if self.dry_run:
-            table.add_row("curvature products, at most", f"{self.expected['products']:,.0f}")
-            table.add_row("seconds, at most about", f"{self.expected['seconds']:.1f}")
-            return table
-        table.add_row("influence: direct / spillover", f"{_short(self.direct_norm)} / {_short(self.spillover_norm)}")
-        fell = "" if self.residual_fell is None else f"  ({self.residual_fell:.1f}-fold down)"
-        table.add_row("residual", f"{_short(self.residual_before)} → {_short(self.residual_after)}{fell}")
-        table.add_row("gradient left by training / influence", _short(self.stationarity))
-        method = f"{self.steps} × {self.curvature}, damping {_short(self.damping)}" if self.steps else "no step"
-        table.add_row("steps", f"{method}, {self.cg_iterations} products")
-        table.add_row("embedding rows changed", f"{self.rows_changed:,}")
-        table.add_row("seconds", f"{self.seconds.get('total', math.nan):.1f}")
-        return table
+    def __str__(self) -> str:
+        """Return the tables of :func:`rich.print` as plain text."""
+        console = Console(file=io.StringIO(), width=80, color_system=None, force_jupyter=False)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
-    def _metrics(self) -> Table:
-        table = Table(title="Surviving test pairs")
-        table.add_column("")
-        for heading in ("before", "after", "change"):
-            table.add_column(heading, justify="right")
-        for name, before in self.metrics_before.items():
-            after = self.metrics_after[name]
-            row = ["–", "–", "–"]
-            if before is not None and after is not None:
-                row = [f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"]
-            table.add_row(_METRIC_NAMES.get(name, name), *row)
-        return table
+    def _repr_html_(self) -> str:
+        """Return the tables and the figure for a notebook."""
+        from lightning_ifru.report_page import fragment
+
+        return fragment(self)
 
     def figure(self) -> Figure:
-        """Return a matplotlib figure: the residual by step, and the two parts of the influence."""
-        from matplotlib.figure import Figure
+        """Return a matplotlib figure: influence by distance, residual by step, recommendations and scores changed."""
+        from lightning_ifru.report_figures import report_figure
 
-        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        self.draw_residual(left)
-        names, norms = ("direct", "spillover"), (self.direct_norm or 0.0, self.spillover_norm or 0.0)
-        bars = right.bar(names, norms, color=("#4477aa", "#ee8866"), width=0.6)
-        right.bar_label(bars, labels=[_short(norm) for norm in norms], padding=2)
-        right.set(title="influence of what was forgotten", ylabel="gradient norm")
-        right.margins(y=0.15)
-        for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
-        return figure
+        return report_figure(self)
 
     def draw_residual(self, axes: Any) -> None:
         """Draw the residual by step into matplotlib ``axes``."""
-        sizes = [self.residual_before or 0.0, *(step["residual"] for step in self.trajectory)]
-        axes.plot(range(len(sizes)), sizes, "o-", color="#4477aa")
-        axes.set(title="what is left to forget", xlabel="Newton step", ylabel="residual ‖r‖", ylim=(0, None))
-        axes.set_xticks(range(len(sizes)))
-        axes.grid(axis="y", alpha=0.3)
+        from lightning_ifru.report_figures import draw_residual
+
+        draw_residual(self, axes)
 
     def draw_metrics(self, axes: Any) -> None:
         """Draw the metrics before and after into matplotlib ``axes``, as bars side by side."""
-        names = [name for name, value in self.metrics_before.items() if value is not None]
-        for offset, metrics, label, colour in (
-            (-0.2, self.metrics_before, "before", "#ee8866"),
-            (0.2, self.metrics_after, "after", "#4477aa"),
-        ):
-            places = [place + offset for place in range(len(names))]
-            bars = axes.bar(places, [metrics[name] for name in names], 0.38, label=label, color=colour)
-            axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2, rotation=90)
-        axes.set_xticks(range(len(names)), [_METRIC_NAMES.get(name, name) for name in names])
-        axes.set(title="surviving test pairs")
-        axes.margins(y=0.18)
-        axes.legend(frameon=False, loc="upper right")
+        from lightning_ifru.report_figures import draw_metrics
 
-
-_METRIC_NAMES = {"auroc": "AUROC", "recall@20": "Recall@20", "ndcg@20": "NDCG@20"}
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+        draw_metrics(self, axes)

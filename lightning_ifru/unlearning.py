@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.effects import Scoring, score_shift, top_changes
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.graph import bipartite_edge_index
+from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
 from lightning_ifru.interactions import Interactions, Removal
 from lightning_ifru.metrics import evaluate
@@ -83,6 +85,14 @@ class Unlearning:
         )
         return cls(module, data, method, removal, objective, parameters, problem)
 
+    @property
+    def most(self) -> tuple[int, int]:
+        """Products with the curvature and dampings tried, at most; few solves need all of them."""
+        # Both curvatures are tried in the first step at most.
+        solves = self.method.max_steps + (self.method.curvature == "auto")
+        products = self.method.probes * len(self.parameters) + solves * self.method.cg_iterations
+        return products, solves * (len(DAMPINGS) if self.method.damping is None else 1)
+
     @cached_property
     def reach(self) -> int | None:
         """How many edges away a node's representation reaches, as the module declares or else by experiment."""
@@ -102,10 +112,7 @@ class Unlearning:
             since = time.perf_counter()
             self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
             gradient = time.perf_counter() - since
-        # Both curvatures are tried in the first step at most.
-        solves = self.method.max_steps + (self.method.curvature == "auto")
-        products = self.method.probes * len(self.parameters) + solves * self.method.cg_iterations
-        trials = solves * (len(DAMPINGS) if self.method.damping is None else 1)
+        products, trials = self.most
         # A curvature product costs about two gradients; each damping tried costs one.
         return self._report(
             dry_run=True,
@@ -130,17 +137,16 @@ class Unlearning:
                 )
         return update
 
-    def commit(self, update: Update, clock: float) -> UnlearningReport:
+    def commit(self, update: Update, clock: float, progress: Progress | None = None) -> UnlearningReport:
         """Put the corrected parameters into the model, take the forgotten out of the data, and report.
 
         Args:
             update: the result of :meth:`solve`.
             clock: the ``time.perf_counter()`` at which the unlearning began.
+            progress: called with a short text as the evaluation goes on.
         """
         since = time.perf_counter()
-        test, seen = self._survivors("test"), self._survivors("train")
-        before = self._metrics(self.parameters, self.problem.before, test, seen)
-        after = self._metrics(update.parameters, self.problem.after, test, seen)
+        measured = self._measured(update, progress)
         seconds = {**update.seconds, "evaluate": time.perf_counter() - since}
         since = time.perf_counter()
         report = self._report(
@@ -156,9 +162,9 @@ class Unlearning:
             cg_iterations=update.cg_iterations,
             unknowns=update.unknowns,
             rows_changed=update.rows_changed,
-            metrics_before=before,
-            metrics_after=after,
+            influence_by_hop=update.by_hop,
             seconds=seconds,
+            **measured,
         )
         with torch.no_grad():
             named = dict(self.module.named_parameters())
@@ -188,25 +194,43 @@ class Unlearning:
     def _survivors(self, split: str) -> Interactions:
         return self.data.table.select(split, without=self.removal).to(self.module.device)
 
-    def _metrics(
-        self, parameters: Parameters, edge_index: Tensor, test: Interactions, seen: Interactions
-    ) -> dict[str, float | None]:
+    def _measured(self, update: Update, progress: Progress | None) -> dict[str, Any]:
+        """What can be said of the model before and after: metrics, recommendations, scores of the forgotten."""
+        problem, users = self.problem, self.objective.num_users
+        test, seen = self._survivors("test"), self._survivors("train")
+        with torch.no_grad():
+            before = self._scoring(self.parameters, problem.before)
+            after = self._scoring(update.parameters, problem.after)
+            metrics = [
+                evaluate(
+                    *model,
+                    users,
+                    test,
+                    seen,
+                    problem.candidates_after,
+                    self.data.labelled,
+                    self.data.seed,
+                    progress=progress,
+                )
+                for model in (before, after)
+            ]
+            hops = node_hops(self.objective, problem)[:users]
+            loss = self.objective.loss
+            belief = loss.probabilistic and not loss.needs_negatives
+            return {
+                "metrics_before": metrics[0],
+                "metrics_after": metrics[1],
+                "top_changes": top_changes(before, after, hops, seen, problem.candidates_after, self.method.seed),
+                "score_shift": score_shift(before, after, problem.forgotten, problem.erased, users, belief=belief),
+            }
+
+    def _scoring(self, parameters: Parameters, edge_index: Tensor) -> Scoring:
         decoder = self.objective.decoder_part(parameters)
 
         def decode(src: Tensor, dst: Tensor) -> Tensor:
             return self.objective.decode(decoder, src, dst)
 
-        with torch.no_grad():
-            return evaluate(
-                None if self.module.scores_dot_products else decode,
-                self.objective.encode(parameters, edge_index),
-                self.objective.num_users,
-                test,
-                seen,
-                self.problem.candidates_after,
-                self.data.labelled,
-                self.data.seed,
-            )
+        return None if self.module.scores_dot_products else decode, self.objective.encode(parameters, edge_index)
 
     def _report(self, **found: Any) -> UnlearningReport:
         request = self.data.pending

@@ -39,6 +39,12 @@ FULL = UnlearningReport(
     unknowns=66,
     rows_changed=4321,
     affected_nodes=987,
+    influence_by_hop={"0": 0.012, "1": 0.003, "3+": 0.0004, "dense": 0.002},
+    top_changes={"0": [6, 1, 3, 0], "1": [90, 10, 0, 0]},
+    score_shift={
+        **{"edges": [0.0, 0.5, 1.0], "before": [2, 8], "after": [7, 3], "mean_before": 0.75, "mean_after": 0.375},
+        **{"belief": True, "reset": False},
+    },
     seconds={"influence": 0.5, "solve": 2.0, "total": 3.25},
     metrics_before={"auroc": 0.71, "recall@20": 0.25, "ndcg@20": 0.33},
     metrics_after={"auroc": 0.75, "recall@20": 0.24, "ndcg@20": None},
@@ -103,7 +109,9 @@ def test_scalars_are_the_numbers_and_only_they():
         **{"num_forgotten": 1234567, "num_users_erased": 3, "num_items_erased": 5},
         **{"direct_norm": 0.0123456, "spillover_norm": 0.00456, "residual_before": 0.8, "residual_after": 0.05},
         **{"stationarity": 2.345, "damping": 0.1, "steps": 2, "cg_iterations": 17, "unknowns": 66},
-        **{"rows_changed": 4321, "affected_nodes": 987},
+        **{"rows_changed": 4321, "affected_nodes": 987, "items_changed": 17 / 110},
+        **{"influence_by_hop/0": 0.012, "influence_by_hop/1": 0.003, "influence_by_hop/3+": 0.0004},
+        **{"influence_by_hop/dense": 0.002, "score_shift/mean_before": 0.75, "score_shift/mean_after": 0.375},
         **{"seconds/influence": 0.5, "seconds/solve": 2.0, "seconds/total": 3.25},
         **{"metrics_before/auroc": 0.71, "metrics_before/recall@20": 0.25, "metrics_before/ndcg@20": 0.33},
         **{"metrics_after/auroc": 0.75, "metrics_after/recall@20": 0.24},
@@ -125,12 +133,14 @@ def test_scalars_leave_out_what_is_not_finite():
             [
                 *("What was forgotten", "1,234,567", "1,234,000 train", "560 val", "7 test", "3 / 5", "987"),
                 *("0.0123 / 0.00456", "0.8 → 0.05", "16.0-fold down", "2.35", "2 × gauss-newton", "damping 0.1"),
-                *("17", "4,321", "3.2", "AUROC", "Recall@20", "NDCG@20"),
+                *("17", "4,321", "3.2 / 2.0", "AUROC", "Recall@20", "NDCG@20"),
+                *("items changed in a user's top 3", "0.2 on average"),
+                *("belief in labels of forgotten pairs", "0.75 → 0.375"),
                 *("0.7100", "0.7500", "+0.0400", "0.2500", "0.2400", "-0.0100"),
             ],
         ),
-        (DRY, ["What would be forgotten", "12 (12 train)", "1 / 0", "at most", "1,204", "4.5", "9"]),
-        (BARE, ["3 (3 train)", "no step"]),
+        (DRY, ["What would be forgotten", "12 train", "1 / 0", "at most", "1,204", "4.5", "9"]),
+        (BARE, ["3 train", "no step"]),
     ],
     ids=["full", "dry run", "bare"],
 )
@@ -156,18 +166,36 @@ def test_how_far_the_residual_fell(before, after, fell):
     assert report.residual_fell == (None if fell is None else pytest.approx(fell))
 
 
-def test_the_figure_has_the_residuals_and_the_norms():
+def test_the_figure_has_influence_residuals_recommendations_and_scores():
     figure = FULL.figure()
     assert isinstance(figure, Figure)
-    left, right = figure.axes
-    (line,) = left.lines
+    influence, residual, recommended, scores = figure.axes
+    assert [bar.get_height() for bar in influence.patches] == [0.012, 0.003, 0.0004, 0.002]
+    assert ticks(influence) == ["0", "1", "further", "dense weights"]
+    (line,) = residual.lines
     assert line.get_xdata().tolist() == [0, 1, 2]
     assert line.get_ydata().tolist() == [0.8, 0.2, 0.05]
-    assert [bar.get_height() for bar in right.patches] == [0.0123456, 0.00456]
-    assert [label.get_text() for label in right.get_xticklabels()] == ["direct", "spillover"]
-    assert left.get_title()
-    assert left.get_ylabel()
-    assert left.get_ylim()[0] == 0
+    assert residual.get_ylim()[0] == 0
+    # Of ten users seven items of thirty have changed, of a hundred ten of three hundred.
+    assert [bar.get_height() for bar in recommended.patches] == pytest.approx([100 * 7 / 30, 100 * 10 / 300])
+    assert ticks(recommended) == ["0\n(10 users)", "1\n(100 users)"]
+    assert [patch.get_data().values.tolist() for patch in scores.patches] == [[2, 8], [7, 3]]
+    assert [line.get_xdata()[0] for line in scores.lines] == [0.75, 0.375]
+    assert scores.get_xlabel() == "belief in labels"
+    for axes in figure.axes:
+        assert axes.get_title()
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+
+
+def ticks(axes):
+    return [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_scores_that_are_no_probabilities_and_rows_drawn_anew_are_called_so():
+    axes = replace(FULL, score_shift=FULL.score_shift | {"belief": False, "reset": True}).figure().axes[3]
+    assert axes.get_xlabel() == "score"
+    assert axes.get_title() == "forgotten pairs (rows drawn anew)"
 
 
 def test_the_metrics_can_be_drawn_before_and_after():

@@ -3,7 +3,6 @@
 import copy
 import csv
 import gc
-import io
 import subprocess
 import sys
 import weakref
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
 
 import lightning_ifru
 from lightning_ifru import (
@@ -789,20 +787,6 @@ def test_a_solve_that_finds_no_step_says_that_erased_rows_are_new(trained):
         report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[4]]))
     assert report.steps == 0
     assert (table_of(model) != before).any(1).nonzero().flatten().tolist() == [4]
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("bars", [True, False])
-def test_a_bar_is_drawn_where_the_trainer_shows_bars_and_somebody_looks(trained, monkeypatch, terminal, bars):
-    trainer, _, data = trained(enable_progress_bar=bars, max_epochs=1)
-    drawn = io.StringIO()
-    console = Console(force_terminal=terminal, file=drawn, width=80)
-    monkeypatch.setattr("lightning_ifru.callback.Console", lambda **_: console)
-    trainer.unlearn(data, request=request_for(data), dry_run=True)
-    assert drawn.getvalue() == ""  # no solve, no bar
-    trainer.unlearn(data, request=request_for(data))
-    assert ("Unlearning" in drawn.getvalue()) == (terminal and bars)
-    assert bool(drawn.getvalue()) == (terminal and bars)
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ def evaluate(
     candidates: Tensor,
     labelled: bool,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, float | None]:
     """Return ``auroc``, ``recall@20`` and ``ndcg@20`` on the test interactions.
 
@@ -34,6 +37,7 @@ def evaluate(
         candidates: the items ``[M]`` that can be recommended.
         labelled: whether ``test`` has negatives of its own.
         seed: of the negatives drawn otherwise.
+        progress: called with a short text for every block of users ranked.
 
     Returns:
         The three numbers by name, ``None`` where there is nothing to take one on.
@@ -52,7 +56,7 @@ def evaluate(
     scores = pair_scores(decode or dot_product, h, pairs.user, pairs.item + num_users)
     return {
         "auroc": auroc(scores, pairs.label > 0),
-        **ranking(decode, h, num_users, test[test.label > 0], seen, candidates),
+        **ranking(decode, h, num_users, test[test.label > 0], seen, candidates, progress=progress),
     }
 
 

@@ -17,7 +17,12 @@ _USERS = 256
 
 
 def top_items(
-    score: Callable[[Tensor], Tensor], users: Tensor, seen: Interactions, candidates: Tensor, k: int = 20
+    score: Callable[[Tensor], Tensor],
+    users: Tensor,
+    seen: Interactions,
+    candidates: Tensor,
+    k: int = 20,
+    progress: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Return the ``k`` candidates with the highest scores for each user, without those that the user has seen.
 
@@ -28,6 +33,7 @@ def top_items(
             candidates left gets them all and then some of these.
         candidates: the items ``[M]`` that can be recommended.
         k: the length of the lists, ``M`` at most.
+        progress: called with a short text for every block of users.
 
     Returns:
         Items ``[n, min(k, M)]``, best first.
@@ -49,7 +55,7 @@ def top_items(
     column[candidates] = torch.arange(len(candidates), device=candidates.device)
     # Sorted by user, a block's interactions are one slice instead of a search through all.
     seen = seen[seen.user.argsort()]
-    lists = []
+    lists, done = [], 0
     for block in users.split(_USERS):
         scores = score(block)
         check_finite(scores=scores)
@@ -57,6 +63,9 @@ def top_items(
         known = known[(column[known.item] >= 0) & torch.isin(known.user, block)]
         scores[torch.searchsorted(block, known.user), column[known.item]] = -torch.inf
         lists.append(candidates[scores.topk(k).indices])
+        done += len(block)
+        if progress is not None:
+            progress(f"{done:,} of {len(users):,} users")
     return torch.cat(lists)
 
 
@@ -68,6 +77,7 @@ def ranking(
     seen: Interactions,
     candidates: Tensor,
     k: int = 20,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, float | None]:
     r"""Return Recall@k and NDCG@k of ranking all candidate items for the users with held-out positives.
 
@@ -87,6 +97,7 @@ def ranking(
         seen: the interactions the model was trained on.
         candidates: the items ``[M]`` to be ranked.
         k: the length of the lists.
+        progress: called with a short text for every block of users.
 
     Returns:
         ``"recall@k"`` and ``"ndcg@k"``, ``None`` if nothing is held out.
@@ -105,7 +116,11 @@ def ranking(
     if not len(held_out):
         return {f"recall@{k}": None, f"ndcg@{k}": None}
     users = held_out.user.unique()
-    top = top_items(lambda block: block_scores(decode, h, block, candidates + num_users), users, seen, candidates, k)
+
+    def score(block: Tensor) -> Tensor:
+        return block_scores(decode, h, block, candidates + num_users)
+
+    top = top_items(score, users, seen, candidates, k, progress)
     truth = torch.stack([torch.searchsorted(users, held_out.user), held_out.item])
     figures: dict[str, float | None] = {}
     for name, metric in ((f"recall@{k}", LinkPredRecall(k)), (f"ndcg@{k}", LinkPredNDCG(k))):

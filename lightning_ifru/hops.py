@@ -1,0 +1,56 @@
+"""How far things are from what is forgotten, in edges of the old graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_ifru.objective import Objective
+from lightning_ifru.parameters import Parameters
+from lightning_ifru.problem import Problem
+from lightning_ifru.pruning import expand_to_parameters
+
+#: The distances told apart; the last one takes in all that is further, or out of reach.
+HOPS = ("0", "1", "2", "3+")
+
+
+def node_hops(objective: Objective, problem: Problem) -> Tensor:
+    """Return every node's number of edges on ``G`` to the nearest end of a forgotten interaction, 3 at most.
+
+    Args:
+        objective: whose nodes they are.
+        problem: what is forgotten, whatever its label.
+
+    Returns:
+        Positions in :data:`HOPS`, int64 ``[num_nodes]``: 3 stands for everything further, and for what is out of reach.
+    """
+    source, destination = problem.before
+    hops = torch.full((objective.num_nodes,), len(HOPS) - 1, device=source.device)
+    hops[problem.node_counts(objective, problem.forgotten) > 0] = 0
+    for distance in range(1, len(HOPS) - 1):
+        reached = destination[hops[source] == distance - 1]
+        hops[reached] = hops[reached].clamp(max=distance)
+    return hops
+
+
+def influence_by_hop(b: Tensor, objective: Objective, parameters: Parameters, problem: Problem) -> dict[str, float]:
+    r"""Return the norm of equation (1) on the rows at each distance from what is forgotten.
+
+    .. math:: \|b_h\|, \qquad \sum_h \|b_h\|^2 = \|b\|^2
+
+    with a part for each of :data:`HOPS` at which there is a node, and a part ``"dense"`` for the parameters without
+    node rows, if there are any.
+
+    Args:
+        b: the influence, or any other vector ``[P]``.
+        objective: which parameters hold rows of nodes.
+        parameters: whose vector it is.
+        problem: what is forgotten.
+    """
+    hops = node_hops(objective, problem)
+    kinds = expand_to_parameters(hops, objective, parameters, dense=len(HOPS))
+    return {
+        name: float(torch.linalg.vector_norm(b[kinds == kind], dtype=torch.float64))
+        for kind, name in enumerate((*HOPS, "dense"))
+        if bool((kinds == kind).any())
+    }

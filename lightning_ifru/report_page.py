@@ -1,0 +1,37 @@
+"""A report as a piece of HTML for a notebook: nothing outside of it is needed, and nothing in it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TYPE_CHECKING
+
+from lightning_ifru.audit_figures import embedded
+from lightning_ifru.report_figures import report_figure
+from lightning_ifru.report_table import METRIC_HEADINGS, metrics, summary, title
+
+if TYPE_CHECKING:
+    from lightning_ifru.report import UnlearningReport
+
+
+def fragment(report: UnlearningReport) -> str:
+    """Return the tables of a report, and its figure unless it is of a dry run."""
+    parts = [_table(title(report), summary(report))]
+    if report.metrics_before:
+        parts.append(_table("Surviving test pairs", metrics(report), METRIC_HEADINGS))
+    if not report.dry_run:
+        image = f'<img alt="What the tables do not show: whom it has changed" src="{embedded(report_figure(report))}"'
+        parts.append(f'{image} style="max-width:100%;background:#fff">')
+    return f'<div style="max-width:56em">{"".join(parts)}</div>'
+
+
+def _table(caption: str, rows: Iterable[tuple[str, ...]], headings: Iterable[str] = ()) -> str:
+    head = "".join(f'<th style="text-align:right">{escape(text)}</th>' for text in headings)
+    body = "".join(
+        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
+        + "".join(f'<td style="text-align:right">{escape(cell)}</td>' for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    caption = f'<caption style="font-weight:bold">{escape(caption)}</caption>'
+    return f'<table style="margin-bottom:1em">{caption}<tr>{head}</tr>{body}</table>'

@@ -2,76 +2,86 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import lightning
-from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
 from lightning_ifru.auditing import audit
+from lightning_ifru.command_parser import CommandParser, add_flag, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import DataError
 
 
-def audit_parser() -> LightningArgumentParser:
-    """Return the parser; ``num_users`` and ``num_items`` of the model come from the data where the file has none."""
-    parser = LightningArgumentParser(description="Measure what an unlearned model still knows of the forgotten.")
-    parser.add_argument("--config", action="config", help="file with model:, data: and trainer:, as of LightningCLI.")
+def audit_command(name: str, args: list[str], description: str, usage: str) -> None:
+    """Audit what the arguments ask for, and print the report.
+
+    Args:
+        name: of the command.
+        args: what follows it on the command line.
+        description: for its help.
+        usage: for its help.
+
+    Raises:
+        SystemExit: the arguments cannot be parsed, or ask for help.
+        MisconfigurationException, UnlearningError: what they say cannot be done.
+    """
+    parser = _parser(f"lightning-ifru {name}", description, usage)
+    given = parser.parse_args(args)
+    # jsonargparse before 4.49 knows the older name only.
+    instantiate: Any = getattr(parser, "instantiate", parser.instantiate_classes)
+    with redirect_stdout(sys.stderr) if given.json else nullcontext():
+        made = instantiate(given)
+        check_sizes(given.model, made.data)
+        report = audit(
+            lightning.Trainer(**made.trainer),
+            made.data,
+            model=made.model,
+            **{name: made[name] for name in ("original", "unlearned", "retrained", "paired", "output", "weights_only")},
+        )
+    if given.json:
+        sys.stdout.write(report.to_json(indent=None) + "\n")
+    else:
+        Console().print(report)
+
+
+def _parser(prog: str, description: str, usage: str) -> CommandParser:
+    parser = CommandParser(prog=prog, description=description, usage=usage)
+    parser.add_argument("-c", "--config", action="config", help="file with model:, data: and trainer:, as of the fit.")
     parser.add_argument("--original", type=Path, required=True, help="checkpoint from before the unlearning.")
     parser.add_argument("--unlearned", type=Path, required=True, help="checkpoint from after it.")
     parser.add_argument(
-        "--retrained", type=list[Path] | Path, default=[], help="checkpoints retrained without the forgotten."
+        "--retrained",
+        type=list[Path] | Path,
+        default=[],
+        help="checkpoints retrained without the forgotten, '[a.ckpt, b.ckpt]'; without, completeness is not measured.",
     )
-    parser.add_argument("--paired", type=bool, default=False, help="whether these are paired with the original.")
+    add_flag(parser, "paired", "the retrained models began with the original's seed, hence its weights and batches.")
     parser.add_argument("--output", type=Path, default=Path("audit"), help="folder, or path without .html and .json.")
     parser.add_argument(
-        "--weights_only", type=bool | None, default=None, help="false allows any object in checkpoints."
+        "--weights_only",
+        type=bool | None,
+        default=None,
+        help="true and null load nothing but tensors and plain values from checkpoints, false any object.",
     )
+    add_flag(parser, "json", "print the report as one JSON object, and nothing else.")
     for key, kind in _OF_THE_FIT.items():
         parser.add_argument(f"--{key}", type=kind, default=None, help="of the config file, for the fit; not used.")
     parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(InteractionDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
     parser.set_defaults({"trainer.devices": 1, "trainer.logger": False})
-    for size in _SIZES:
-        parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+    link_sizes(parser)
     return parser
 
 
-def run_audit(given: Namespace, made: Namespace) -> None:
-    """Audit what was asked for and print the report.
-
-    Args:
-        given: the arguments as parsed.
-        made: the same with model and data instantiated.
-
-    Raises:
-        DataError: the file gives the model another size than the data have.
-    """
-    for size in _SIZES:
-        wanted: Any = given.model.get("init_args", Namespace()).get(size)
-        found = getattr(made.data, size)
-        if wanted not in (None, found):
-            raise DataError(
-                f"the config gives the model {size}={wanted}, and the data have {found}; leave it out, or name the "
-                "source that the model was trained on."
-            )
-    report = audit(
-        lightning.Trainer(**made.trainer),
-        made.data,
-        model=made.model,
-        **{name: made[name] for name in ("original", "unlearned", "retrained", "paired", "output", "weights_only")},
-    )
-    Console().print(report)
-
-
-_SIZES = ("num_users", "num_items")
 #: What else LightningCLI writes into a config file; as plain values, so that nothing is made of them.
 _OF_THE_FIT: dict[str, Any] = {
     "seed_everything": int | bool | None,
     "optimizer": dict | None,
     "lr_scheduler": dict | None,
     "ckpt_path": str | None,
+    "ifru": dict | None,
 }

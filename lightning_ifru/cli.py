@@ -1,49 +1,80 @@
-"""The command line: ``lightning-ifru demo`` and ``lightning-ifru audit``."""
+"""The command line: which subcommand was asked for, and the exit codes."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import lightning_ifru
-from lightning_ifru.audit_command import audit_parser, run_audit
+from lightning_ifru.audit_command import audit_command
+from lightning_ifru.command_parser import CommandParser, add_flag
 from lightning_ifru.demo import demo
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.training_command import TrainingCommand
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a subcommand and return the exit code: 0, or 1 with one sentence on the standard error.
+    """Run a subcommand and return the exit code: 0, 1 with one sentence on the standard error, 130 if interrupted.
 
     Args:
         args: the arguments; those of the process if ``None``.
+
+    Raises:
+        SystemExit: with 2, the arguments or the config cannot be parsed; with 0, they asked for help.
     """
     args = [_underscored(argument) for argument in (sys.argv[1:] if args is None else args)]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a module of one's own, named in a config beside it
     parser = _parser()
-    given = parser.parse_args(args)
+    if not args:
+        parser.error(f"got no command, of {', '.join(_COMMANDS)}")
+    name = parser.parse_args(args[:1]).subcommand
+    usage, description, command = _COMMANDS[name]
     try:
-        # jsonargparse before 4.49 knows the older name only.
-        made = getattr(parser, "instantiate", parser.instantiate_classes)(given)
-        if given.subcommand == "demo":
-            demo(**{name: value for name, value in made.demo.items() if name != "config"})
-        else:
-            run_audit(given.audit, made.audit)
+        command(name, args[1:], description, f"lightning-ifru {name} {usage}")
     except (UnlearningError, MisconfigurationException) as error:
-        sys.stderr.write(f"lightning-ifru: {error}\n")
+        sys.stderr.write(f"lightning-ifru: {' '.join(str(error).split())}\n")
         return 1
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own way out
+            return _interrupted()
+        raise
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-ifru", version=lightning_ifru.__version__)
-    commands = parser.add_subcommands()
-    demonstration = ArgumentParser(description="Train on ratings, forget some, and show what changed.")
-    demonstration.add_argument("--config", action="config", help="file with these options.")
-    demonstration.add_function_arguments(demo)
-    for name, command in (("demo", demonstration), ("audit", audit_parser())):
-        commands.add_subcommand(name, command, help=command.description)
+def demo_command(name: str, args: list[str], description: str, usage: str) -> None:
+    """Run the demonstration."""
+    parser = CommandParser(prog=f"lightning-ifru {name}", description=description, usage=usage)
+    parser.add_argument("-c", "--config", action="config", help="file with these options.")
+    add_flag(parser, "json", "print the report as one JSON object, and nothing else.")
+    parser.add_function_arguments(demo)
+    given = parser.parse_args(args)
+    with redirect_stdout(sys.stderr) if given.json else nullcontext():
+        report = demo(**{name: value for name, value in given.items() if name not in ("config", "json")})
+    if given.json:
+        sys.stdout.write(report.to_json(indent=None) + "\n")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="lightning-ifru", description=_DESCRIPTION, epilog=_EPILOG, version=lightning_ifru.__version__
+    )
+    commands = parser.add_subcommands(metavar="COMMAND", title="commands", description=None)
+    for name, (_, description, _) in _COMMANDS.items():
+        line = description.partition("\n")[0]
+        commands.add_subcommand(name, CommandParser(description=line), help=line)
     return parser
+
+
+def _interrupted() -> int:
+    sys.stderr.write("lightning-ifru: interrupted.\n")
+    return 130
 
 
 def _underscored(argument: str) -> str:
@@ -52,3 +83,63 @@ def _underscored(argument: str) -> str:
         return argument
     option, equals, value = argument[2:].partition("=")
     return f"--{option.replace('-', '_')}{equals}{value}"
+
+
+#: By name: the usage, what the command does (in a line, and then in a few), and what runs it.
+_COMMANDS: dict[str, tuple[str, str, Callable[[str, list[str], str, str], object]]] = {
+    "fit": (
+        "--config run.yaml [--trainer.max_epochs 50] [--model.embedding_dim 64] [--ckpt_path last.ckpt] [...]",
+        "Train a model on interactions.\n\n"
+        "The config names model and data by class_path and init_args; num_users and num_items come from the data.\n"
+        "All that was used is written to config.yaml in the logger's folder. With --ifru.request the request is\n"
+        "applied when fitting ends; with --ckpt_path the fit goes on from a checkpoint.",
+        TrainingCommand,
+    ),
+    "validate": (
+        "--config run.yaml --ckpt_path best.ckpt [--json] [...]",
+        "Measure a checkpoint on the validation interactions that it has not forgotten.",
+        TrainingCommand,
+    ),
+    "test": (
+        "--config run.yaml --ckpt_path best.ckpt [--json] [...]",
+        "Measure a checkpoint on the test interactions that it has not forgotten.",
+        TrainingCommand,
+    ),
+    "predict": (
+        "--config run.yaml --ckpt_path best.ckpt [--json] [...]",
+        "Score the test interactions with a checkpoint.\n\n"
+        "The scores go to --json, or to a BasePredictionWriter among trainer.callbacks.",
+        TrainingCommand,
+    ),
+    "unlearn": (
+        "--config run.yaml --ckpt_path best.ckpt --request forget.csv --output unlearned.ckpt [...]",
+        "Forget users, items or interactions, and write a checkpoint without them.\n\n"
+        "The checkpoint is complete: test, fit and a further unlearn take it as their --ckpt_path. What it has\n"
+        "forgotten stays forgotten, also where the source still has it. The older checkpoints still remember, and are\n"
+        "named on the standard error. The hyper-parameters of the method are --ifru.method.max_steps and so on.",
+        TrainingCommand,
+    ),
+    "audit": (
+        "--config run.yaml --original best.ckpt --unlearned unlearned.ckpt [--retrained '[a.ckpt, b.ckpt]'] [...]",
+        "Measure what an unlearned model still knows of the forgotten.\n\n"
+        "Writes audit.html, to be printed or attached to the request, and audit.json.",
+        audit_command,
+    ),
+    "demo": (
+        "[--data ratings.csv] [--output_dir demo-output] [...]",
+        "Train on ratings, forget some, and show what changed.",
+        demo_command,
+    ),
+}
+_DESCRIPTION = "Train recommenders, and have them forget."
+_EPILOG = """\
+exit codes:
+  0    done
+  1    refused, with one sentence on the standard error; nothing was written
+  2    the command line or the config cannot be parsed
+  130  interrupted
+Anything else is a fault of ours or of your own module, and ends in a traceback.
+
+Options may be spelt with dashes or underscores. Every command takes --config FILE, several times if need be, of which
+the later ones and then the options on the command line prevail, and --print_config, which writes such a file.
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import struct
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,7 +15,7 @@ from torch.nn import Module
 from lightning_ifru.errors import UnlearningError
 
 #: What loading a checkpoint raises: no such file, no checkpoint, another shape, no "best" yet.
-LOADING_ERRORS = (OSError, EOFError, UnpicklingError, KeyError, RuntimeError, ValueError)
+LOADING_ERRORS = (OSError, EOFError, UnpicklingError, LookupError, RuntimeError, ValueError, struct.error)
 
 
 def loading_arguments(trainer: lightning.Trainer, weights_only: bool | None) -> dict[str, bool]:

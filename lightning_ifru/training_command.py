@@ -1,0 +1,266 @@
+"""``lightning-ifru fit``, ``validate``, ``test``, ``predict``, ``unlearn``: LightningCLI, and what forgetting adds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
+
+import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from torch import Tensor
+
+from lightning_ifru.callback import IFRUCallback
+from lightning_ifru.command_parser import CommandParser, add_flag, check_sizes, link_sizes, sentence
+from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import UnlearningError
+from lightning_ifru.finite import finite
+from lightning_ifru.influence import IFRU
+from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
+from lightning_ifru.outputs import check_target, replacing
+from lightning_ifru.trainer import unlearn
+
+
+class TrainingCommand(LightningCLI):
+    """One of the subcommands, parsed and run by the constructor.
+
+    Model and data are those of the config, and never what a checkpoint says of them: it gives their state.
+
+    Args:
+        command: ``fit``, ``validate``, ``test``, ``predict`` or ``unlearn``.
+        args: what follows it on the command line.
+        description: for its help.
+        usage: for its help.
+
+    Raises:
+        SystemExit: the arguments cannot be parsed, or ask for help.
+        MisconfigurationException, UnlearningError: what they say cannot be done.
+    """
+
+    def __init__(self, command: str, args: list[str], description: str, usage: str) -> None:
+        self.command = command
+        super().__init__(
+            lightning.LightningModule,
+            InteractionDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # No others: they would put a config in the way of the next command with the same folder.
+            save_config_callback=_SaveConfig if command == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"devices": 1, "logger": False} if command == "unlearn" else None,
+            parser_class=CommandParser,
+            parser_kwargs={"prog": f"lightning-ifru {command}", command: {"description": description, "usage": usage}},
+            args=[command, *args],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one that was asked for, and its arguments that no option stands for."""
+        ours = {"unlearn": {"model", "datamodule", "request", "ckpt_path", "dry_run"}}
+        return {self.command: (LightningCLI.subcommands() | ours)[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the method and its hyper-parameters, and the command's own options."""
+        self._options_parser = parser
+        parser.set_defaults({"data": {"class_path": "lightning_ifru.InteractionDataModule"}})
+        parser.add_class_arguments(IFRUCallback, "ifru", sub_configs=True)
+        link_sizes(parser)
+        add_flag(parser, "json", _ANSWERS[self.command])
+        if self.command == "unlearn":
+            parser.add_argument(
+                "--ckpt_path", type=str | None, default=None, help="checkpoint to unlearn from; it is left as it is."
+            )
+            parser.add_argument(
+                "--request",
+                type=str | None,
+                default=None,
+                help="file that says what to forget: CSV with columns user and item, or JSON with users, items and "
+                "interactions, in the data's own ids.",
+            )
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="the checkpoint to write, with weights, data and ledger; nothing is written if anything fails.",
+            )
+            parser.add_argument("--report", type=str | None, default=None, help="file to write the report to, as JSON.")
+            add_flag(parser, "overwrite", "replace --output and --report if they exist; without it they are refused.")
+            add_flag(parser, "dry_run", "only say what would be forgotten and at what cost; nothing is written.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, without LightningCLI's advice against a list of arguments."""
+        self.config = parser.parse_args(args)
+        self.options = self.config[self.command]
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not build the model as a checkpoint says, which would override the config unasked (Lightning from 2.6)."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot end well before anything is read."""
+        if self.command != "unlearn":
+            if self.command != "fit" and self.options.ckpt_path is None:
+                rank_zero_info(
+                    f"{self.command} got no --ckpt_path, so that the model has the weights it is built with."
+                )
+            return
+        for name, missing in _NEEDED.items():
+            if self.options[name] is None and not (name == "output" and self.options.dry_run):
+                self._options_parser.error(f"got no --{name}; {missing}")
+        for name in ("output", "report"):
+            if self.options[name] is not None:
+                check_target(Path(self.options[name]), self.options.overwrite, f"--{name}")
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer."""
+        with self._stdout(), _built("what the config describes", ValueError, ImportError, OSError):
+            super().instantiate_classes()
+            check_sizes(self.options.model, self.datamodule)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """Build the trainer with one :class:`IFRUCallback`; only for ``fit`` does it write checkpoints by itself."""
+        given = self.config_init[self.command].trainer
+        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks or []]
+        callbacks = [callback for callback in callbacks if callback]
+        ours = self.config_init[self.command].ifru
+        if not any(isinstance(callback, IFRUCallback) for callback in callbacks):
+            callbacks.append(ours)
+        elif (ours.method, ours.request) != (IFRU(), None):
+            raise MisconfigurationException(
+                "got both ifru and an IFRUCallback among trainer.callbacks; wanted one: take the callback out of the "
+                "config, or leave out --ifru."
+            )
+        if self.command != "fit":
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+            kwargs["enable_checkpointing"] = False
+        if given.enable_progress_bar is None and not sys.stderr.isatty():
+            kwargs["enable_progress_bar"] = False  # a log file is no place for it
+        with _built("the trainer", ValueError, TypeError):
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def fit(self, **given: Any) -> None:
+        """Fit; answer with the metrics logged last, the best checkpoint and the number of epochs."""
+        self._run(self.trainer.fit, given)
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        self._say({"metrics": metrics, "best_checkpoint": best or None, "epochs": self.trainer.current_epoch})
+
+    def validate(self, **given: Any) -> None:
+        """Validate; answer with the metrics."""
+        self._say({name: value for part in self._run(self.trainer.validate, given) for name, value in part.items()})
+
+    def test(self, **given: Any) -> None:
+        """Test; answer with the metrics."""
+        self._say({name: value for part in self._run(self.trainer.test, given) for name, value in part.items()})
+
+    def predict(self, **given: Any) -> None:
+        """Predict; answer with what ``predict_step`` has returned, batch by batch."""
+        self._say({"predictions": _plain(self._run(self.trainer.predict, given))})
+
+    def unlearn(self, **given: Any) -> None:
+        """Unlearn; write the checkpoint, and answer with the report."""
+        wanted = self.options
+        output = None if wanted.dry_run else wanted.output
+        asked = {name: wanted[name] for name in ("request", "ckpt_path", "dry_run")}
+        with self._stdout():
+            report = unlearn(self.trainer, **given, **asked)
+        if output is not None:
+            older = _older_checkpoints(Path(wanted.ckpt_path), Path(output))
+            report = replace(report, checkpoint=output, older_checkpoints=older)
+        answer = json.loads(report.to_json()) | {"output": output}
+        with (
+            nullcontext() if output is None else replacing(Path(output)) as checkpoint,
+            nullcontext() if wanted.report is None else replacing(Path(wanted.report)) as written,
+        ):
+            if checkpoint is not None:
+                self.trainer.save_checkpoint(checkpoint, weights_only=False)
+            if written is not None:
+                written.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+        if report.older_checkpoints:
+            rank_zero_info(
+                "These hold what was forgotten if they are of this model; delete them: "
+                + ", ".join(report.older_checkpoints)
+            )
+        if not wanted.json:
+            Console().print(report)
+        self._say(answer)
+
+    def _run(self, method: Callable[..., Any], given: dict[str, Any]) -> Any:
+        with self._stdout():
+            try:
+                return method(**given)
+            except LOADING_ERRORS as error:
+                frames = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+                if not any(name.endswith("trainer.connectors.checkpoint_connector") for name in frames):
+                    raise
+                raise loading_refusal(error, given["ckpt_path"], self.model) from error
+
+    @contextmanager
+    def _stdout(self) -> Iterator[None]:
+        """Keep the standard output for the answer; what Lightning prints there goes to the standard error."""
+        ours = self.options.json or self.command == "unlearn"
+        with redirect_stdout(sys.stderr) if ours else nullcontext(), warnings.catch_warnings():
+            if self.command != "fit":
+                warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
+            yield
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        if self.options.json and self.trainer.is_global_zero:
+            sys.stdout.write(json.dumps(finite(answer)) + "\n")
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Leaves alone the file that was given as the config."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        target = Path(trainer.log_dir or ".", self.config_filename)
+        given = [Path(str(path)) for path in self.config.get("config") or [] if path is not None]
+        self.already_saved |= target.exists() and any(path.exists() and path.samefile(target) for path in given)
+        super().setup(trainer, pl_module, stage)
+
+
+@contextmanager
+def _built(what: str, *faults: type[Exception]) -> Iterator[None]:
+    """Make a refusal of what a constructor raises about its arguments."""
+    try:
+        yield
+    except faults as error:
+        raise UnlearningError(
+            f"{what} could not be built ({type(error).__name__}: {sentence(str(error))}); correct the config."
+        ) from error
+
+
+def _older_checkpoints(loaded: Path, output: Path) -> list[str]:
+    """Return the checkpoint that was loaded and those beside it, without the one to be written."""
+    return sorted(str(path) for path in {loaded, *loaded.parent.glob("*.ckpt")} if path.resolve() != output.resolve())
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors as lists, wherever they are."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+_ANSWERS = {
+    "fit": "print one JSON object, with the metrics logged last, best_checkpoint and epochs, and nothing else.",
+    "validate": "print one JSON object, the metrics, and nothing else.",
+    "test": "print one JSON object, the metrics, and nothing else.",
+    "predict": "print one JSON object, with predictions: a list of what each batch gave.",
+    "unlearn": "print the report as one JSON object instead of a table.",
+}
+_NEEDED = {
+    "ckpt_path": "give the checkpoint that the fit has written, or a model that was never trained would forget.",
+    "request": "give the file that says what to forget, CSV with columns user and item, or JSON.",
+    "output": "give the path of the checkpoint to write, or --dry_run true to see what would be done.",
+}

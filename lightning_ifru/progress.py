@@ -74,4 +74,4 @@ def _is_watched(console: Console) -> bool:
     """Whether a bar can move there; FORCE_COLOR makes rich take a log file for a terminal."""
     if console.is_jupyter:
         return find_spec("ipywidgets") is not None
-    return console.is_interactive and console.file.isatty()
+    return console.file.isatty()

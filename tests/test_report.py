@@ -1,13 +1,19 @@
 """The report: its numbers as JSON, scalars, table and figure, and never an id."""
 
+import csv
 import io
 import json
 import math
+import re
+from base64 import b64decode
 from dataclasses import fields, replace
+from html.parser import HTMLParser
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ifru import UnlearningReport, UnlearningRequest
 
@@ -98,6 +104,10 @@ def test_json_has_null_for_what_is_not_finite_at_any_depth(odd):
     assert content["direct_norm"] == 0.0123456
 
 
+def test_a_report_is_its_json_read_again():
+    assert UnlearningReport(**strict(FULL.to_json())) == FULL
+
+
 def test_json_in_one_line_if_asked():
     assert "\n" not in FULL.to_json(indent=None)
     assert "\n" in FULL.to_json()
@@ -151,6 +161,91 @@ def test_the_table_shows_the_figures_in_eighty_columns(report, figures):
     for shown in figures:
         assert shown in text, text
     assert "ab12" not in text
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_print_alone_shows_the_tables_without_colour(report, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print(report)  # noqa: T201
+    printed = capsys.readouterr().out
+    assert [line.rstrip() for line in rendered(report).splitlines()] == printed.splitlines()
+    assert "\x1b" not in printed
+
+
+def test_the_repr_is_short_and_has_no_lists():
+    assert len(repr(FULL)) < 1000
+    assert "trajectory" not in repr(FULL)
+
+
+class Page(HTMLParser):
+    """The cells and the images of a page, and a complaint about tags that are not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.cells, self.images, self.tags = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+            return
+        self.open.append(tag)
+        if tag in ("td", "th", "caption"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.cells[-1] += data
+
+
+@pytest.mark.parametrize(("report", "images"), [(FULL, 1), (DRY, 0), (BARE, 1)], ids=["full", "dry run", "bare"])
+def test_a_notebook_shows_the_same_tables_and_the_figure(report, images):
+    page = Page(report._repr_html_())
+    shown = {" ".join(part.split()) for line in rendered(report).splitlines() for part in re.split("[│┃]", line)}
+    shown = {part for part in shown if part and not set(part) & set("┌├┏┡┗└")}
+    assert {" ".join(cell.split()) for cell in page.cells} - {""} == shown
+    assert len(page.images) == images
+    assert page.tags <= {"div", "table", "caption", "tr", "th", "td", "img"}, "nothing that runs or loads"
+    for image in page.images:
+        assert image["src"].startswith("data:image/svg+xml;base64,")
+        assert image["alt"]
+        drawn = b64decode(image["src"].partition(",")[2]).decode()
+        assert drawn.count("<svg") == 1
+    assert len(report._repr_html_()) < 150_000
+
+
+def test_what_is_not_a_number_is_escaped_in_a_notebook():
+    odd = replace(FULL, curvature="<script>", forgotten_by_split={"a&b": 3})
+    text = odd._repr_html_()
+    assert "<script>" not in text
+    assert {"2 × <script>, damping 0.1", "3 a&b"} <= set(Page(text).cells)
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_tensorboard_and_csv_get_the_same_scalars(trained, tmp_path, loss):
+    loggers = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb")]
+    trainer, _, data = trained(loss, logger=loggers, max_epochs=1)
+    report = trainer.unlearn(data, request=UnlearningRequest(users=data.user_ids[[4]].tolist()))
+    with open(f"{loggers[0].log_dir}/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["unlearn/num_forgotten"]]
+    (row,) = ({name: float(value) for name, value in row.items() if value} for row in rows)
+    events = EventAccumulator(loggers[1].log_dir).Reload()
+    board = {name: events.Scalars(name) for name in events.Tags()["scalars"] if name.startswith("unlearn/")}
+    assert row.pop("step") == trainer.global_step > 0
+    assert row == pytest.approx(report.scalars(), rel=1e-12)
+    assert board.keys() == row.keys()
+    for name, logged in board.items():
+        assert [(event.step, event.value) for event in logged] == [
+            (trainer.global_step, pytest.approx(row[name], rel=1e-6))
+        ]
+    assert {"unlearn/influence_by_hop/0", "unlearn/metrics_after/recall@20", "unlearn/score_shift/mean_after"} <= set(
+        row
+    )
 
 
 def test_a_metric_that_is_not_defined_is_shown_as_a_dash():
@@ -231,6 +326,7 @@ def test_no_id_of_the_request_is_in_any_of_it(trained, tmp_path, dry_run):
         [
             report.to_json(),
             repr(report),
+            report._repr_html_(),
             rendered(report),
             repr(report.scalars()),
             (tmp_path / "report.svg").read_text(),

@@ -22,16 +22,20 @@ def fragment(report: UnlearningReport) -> str:
     if not report.dry_run:
         image = f'<img alt="What the tables do not show: whom it has changed" src="{embedded(report_figure(report))}"'
         parts.append(f'{image} style="max-width:100%;background:#fff">')
-    return f'<div style="max-width:56em">{"".join(parts)}</div>'
+    page = f'<div style="max-width:56em">{"".join(parts)}</div>'
+    # Entities are read right whatever character set a saved page is taken for.
+    return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _table(caption: str, rows: Iterable[tuple[str, ...]], headings: Iterable[str] = ()) -> str:
-    head = "".join(f'<th style="text-align:right">{escape(text)}</th>' for text in headings)
+    head = "".join(f"<th {_CELL}>{escape(text)}</th>" for text in headings)
     body = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
-        + "".join(f'<td style="text-align:right">{escape(cell)}</td>' for cell in cells)
-        + "</tr>"
+        f"<tr><th {_NAME}>{escape(name)}</th>{''.join(f'<td {_CELL}>{escape(cell)}</td>' for cell in cells)}</tr>"
         for name, *cells in rows
     )
-    caption = f'<caption style="font-weight:bold">{escape(caption)}</caption>'
-    return f'<table style="margin-bottom:1em">{caption}<tr>{head}</tr>{body}</table>'
+    caption = f'<caption style="font-weight:bold;text-align:left">{escape(caption)}</caption>'
+    return f'<table style="margin-bottom:1em">{caption}{f"<tr>{head}</tr>" if head else ""}{body}</table>'
+
+
+_CELL = 'style="text-align:right;white-space:nowrap;padding:.1em .6em"'
+_NAME = 'scope="row" style="text-align:left;white-space:nowrap;font-weight:normal;padding:.1em .6em"'

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from rich.console import Console
 
 from lightning_ifru import IFRU, IFRUCallback, ObjectiveError, UnlearningRequest
 from lightning_ifru import callback as callback_module
+from lightning_ifru import progress
 from lightning_ifru.progress import Phases
 
 PHASES = ["preparing", "solving", "evaluating", "writing"]
@@ -159,3 +161,9 @@ def test_the_steps_of_the_solve_and_the_users_ranked_are_counted(trained, screen
     assert len(solving) - len(users) <= most
     tested = len(data.test.user.unique())
     assert users == [f"{tested} of {tested} users"] * 2
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_gets_a_bar_if_it_can_draw_one(monkeypatch, widgets):
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets and name == "ipywidgets" else None)
+    assert progress._is_watched(Console(force_jupyter=True, file=io.StringIO())) == widgets

@@ -8,9 +8,8 @@ import pytest
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
 
-from lightning_ifru import IFRU, IFRUCallback, ObjectiveError, UnlearningRequest
+from lightning_ifru import IFRU, IFRUCallback, ObjectiveError, UnlearningRequest, progress
 from lightning_ifru import callback as callback_module
-from lightning_ifru import progress
 from lightning_ifru.progress import Phases
 
 PHASES = ["preparing", "solving", "evaluating", "writing"]

@@ -11,7 +11,7 @@ import lightning
 from rich.console import Console
 
 from lightning_ifru.auditing import audit
-from lightning_ifru.command_parser import CommandParser, add_flag, check_sizes, link_sizes
+from lightning_ifru.command_parser import CommandParser, add_flag, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
 
 
@@ -33,10 +33,12 @@ def audit_command(name: str, args: list[str], description: str, usage: str) -> N
     # jsonargparse before 4.49 knows the older name only.
     instantiate: Any = getattr(parser, "instantiate", parser.instantiate_classes)
     with redirect_stdout(sys.stderr) if given.json else nullcontext():
-        made = instantiate(given)
+        with built("what the config describes"):
+            made = instantiate(given)
+            trainer = lightning.Trainer(**made.trainer)
         check_sizes(given.model, made.data)
         report = audit(
-            lightning.Trainer(**made.trainer),
+            trainer,
             made.data,
             model=made.model,
             **{name: made[name] for name in ("original", "unlearned", "retrained", "paired", "output", "weights_only")},

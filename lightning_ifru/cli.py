@@ -90,9 +90,9 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[str, list[str], str, str], object
     "fit": (
         "--config run.yaml [--trainer.max_epochs 50] [--model.embedding_dim 64] [--ckpt_path last.ckpt] [...]",
         "Train a model on interactions.\n\n"
-        "The config names model and data by class_path and init_args; num_users and num_items come from the data.\n"
-        "All that was used is written to config.yaml in the logger's folder. With --ifru.request the request is\n"
-        "applied when fitting ends; with --ckpt_path the fit goes on from a checkpoint.",
+        "The config names model and data by class_path and init_args (--model.help LightGCN lists these); num_users\n"
+        "and num_items come from the data. All that was used is written to config.yaml in the logger's folder. With\n"
+        "--ifru.request the request is applied when fitting ends; with --ckpt_path the fit goes on from a checkpoint.",
         TrainingCommand,
     ),
     "validate": (
@@ -116,7 +116,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[str, list[str], str, str], object
         "Forget users, items or interactions, and write a checkpoint without them.\n\n"
         "The checkpoint is complete: test, fit and a further unlearn take it as their --ckpt_path. What it has\n"
         "forgotten stays forgotten, also where the source still has it. The older checkpoints still remember, and are\n"
-        "named on the standard error. The hyper-parameters of the method are --ifru.method.max_steps and so on.",
+        "named on the standard error. --ifru.method.help lists the hyper-parameters of the method.",
         TrainingCommand,
     ),
     "audit": (

@@ -6,14 +6,17 @@ import argparse
 import inspect
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import DataError
+from lightning_ifru.errors import DataError, UnlearningError
 
 
 class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -67,6 +70,32 @@ def check_sizes(model: Namespace, data: InteractionDataModule) -> None:
                 f"the config gives the model {size}={wanted}, and the data have {found}; leave it out, or name the "
                 "source that the model was trained on."
             )
+
+
+@contextmanager
+def built(what: str, *faults: type[Exception]) -> Iterator[None]:
+    """Refuse in one sentence what constructors say about their arguments; all else they raise is a fault of theirs.
+
+    Args:
+        what: is built in the block.
+        faults: what a constructor raises about its arguments beside ``ValueError``, ``ImportError`` and ``OSError``.
+
+    Raises:
+        MisconfigurationException, UnlearningError: the arguments are refused.
+    """
+    faults = (ValueError, ImportError, OSError, *faults)
+    try:
+        yield
+    except faults as error:
+        said: BaseException = error
+        while said.__cause__ is not None:  # jsonargparse makes a ValueError of whatever was raised
+            said = said.__cause__
+        if isinstance(said, (MisconfigurationException, UnlearningError)):
+            raise said from error
+        if not isinstance(said, faults):
+            raise
+        reason = f"{type(said).__name__}: {sentence(str(said))}"
+        raise UnlearningError(f"{what} could not be built ({reason}); correct the config.") from error
 
 
 def sentence(message: str) -> str:

@@ -21,9 +21,8 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
-from lightning_ifru.command_parser import CommandParser, add_flag, check_sizes, link_sizes, sentence
+from lightning_ifru.command_parser import CommandParser, add_flag, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import UnlearningError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
@@ -121,7 +120,7 @@ class TrainingCommand(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer."""
-        with self._stdout(), _built("what the config describes", ValueError, ImportError, OSError):
+        with self._stdout(), built("what the config describes"):
             super().instantiate_classes()
             check_sizes(self.options.model, self.datamodule)
 
@@ -143,7 +142,7 @@ class TrainingCommand(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if given.enable_progress_bar is None and not sys.stderr.isatty():
             kwargs["enable_progress_bar"] = False  # a log file is no place for it
-        with _built("the trainer", ValueError, TypeError):
+        with built("the trainer", TypeError):
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def fit(self, **given: Any) -> None:
@@ -218,24 +217,17 @@ class TrainingCommand(LightningCLI):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Leaves alone the file that was given as the config."""
+    """Waits until the checkpoint could be loaded, and leaves alone the file that was given as the config."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Write nothing yet."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the config, once."""
         target = Path(trainer.log_dir or ".", self.config_filename)
         given = [Path(str(path)) for path in self.config.get("config") or [] if path is not None]
         self.already_saved |= target.exists() and any(path.exists() and path.samefile(target) for path in given)
-        super().setup(trainer, pl_module, stage)
-
-
-@contextmanager
-def _built(what: str, *faults: type[Exception]) -> Iterator[None]:
-    """Make a refusal of what a constructor raises about its arguments."""
-    try:
-        yield
-    except faults as error:
-        raise UnlearningError(
-            f"{what} could not be built ({type(error).__name__}: {sentence(str(error))}); correct the config."
-        ) from error
+        super().setup(trainer, pl_module, stage="fit")
 
 
 def _older_checkpoints(loaded: Path, output: Path) -> list[str]:

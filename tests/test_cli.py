@@ -1,4 +1,4 @@
-"""The command line's manners: help, version, exit codes, both spellings of options."""
+"""The command line's manners: help, version, exit codes, both spellings of options; the audit and the demo."""
 
 import json
 
@@ -15,7 +15,8 @@ from lightning_ifru.cli import main
     ("arguments", "expected"),
     [
         (["--version"], lightning_ifru.__version__),
-        (["--help"], "demo"),
+        (["--help"], "unlearn             Forget users, items or interactions"),
+        (["--help"], "1    refused, with one sentence on the standard error"),
         (["demo", "--help"], "output_dir"),
         (["audit", "--help"], "--retrained"),
     ],
@@ -35,6 +36,19 @@ def test_misspelt_arguments_are_refused_with_exit_code_2(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], "got no command, of fit, validate, "), (["unlern"], "'unlern'"), (["demo", "--epoch=1"], "'epochs'?)")],
+)
+def test_a_misspelt_command_is_one_sentence(arguments, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.startswith("lightning-ifru")
+    assert error.count("\n") == 1
 
 
 def test_bad_input_is_one_sentence_on_standard_error_and_exit_code_1(tmp_path, capsys):
@@ -85,6 +99,24 @@ def test_an_audit_from_a_config_file_writes_its_report(run_folder, capsys, model
     content = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
     assert [entry["file"] for entry in content["files"]] == ["before.ckpt", "after.ckpt"]
     assert (run_folder / "report.html").exists()
+
+
+def test_an_audit_answers_with_one_json_object(run_folder, capsys):
+    assert audit_in(run_folder, "--json") == 0
+    written = (run_folder / "report.json").read_text(encoding="utf-8")
+    assert json.loads(capsys.readouterr().out) == json.loads(written)
+
+
+def test_a_demo_answers_with_one_json_object(run_folder, capsys):
+    columns = ["--user=user", "--item=item", "--threshold=3", "--epochs=2", "--output-dir", str(run_folder / "demo")]
+    assert main(["demo", "--data", str(run_folder / "ratings.csv"), *columns, "--json"]) == 0
+    written = (run_folder / "demo" / "report.json").read_text(encoding="utf-8")
+    assert json.loads(capsys.readouterr().out) == json.loads(written)
+
+
+def test_an_audit_refuses_arguments_out_of_range_in_one_sentence(run_folder, capsys):
+    assert audit_in(run_folder, "--data.init_args.batch_size", "0") == 1
+    assert "batch_size=0 is not a positive whole number" in capsys.readouterr().err
 
 
 def test_an_audit_takes_retrained_checkpoints_as_a_list(run_folder, capsys, make_data, make_model, make_trainer):

@@ -1,0 +1,469 @@
+"""fit, validate, test, predict and unlearn from the command line: the same as from Python, and fit for a cron job."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
+from lightning_ifru.cli import main
+from lightning_ifru.models import LightGCN
+
+COMMANDS = ["fit", "validate", "test", "predict", "unlearn"]
+COLUMNS = {"rating": "rating", "threshold": 3.0, "seed": 3, "batch_size": 64}
+MODEL = {"embedding_dim": 4, "num_layers": 1, "loss": "bce", "lr": 0.05, "weight_decay": 1e-3}
+TRAINER = {"accelerator": "cpu", "max_epochs": 3, "logger": False, "enable_model_summary": False}
+GONE = ["person-003", "person-004"]
+
+
+def config(source, **more):
+    """A config file's content, with every part as it is needed here, but for what is given."""
+    return {
+        "seed_everything": 1,
+        "model": {"class_path": "lightning_ifru.models.LightGCN", "init_args": MODEL},
+        "data": {"class_path": "lightning_ifru.InteractionDataModule", "init_args": {"source": source} | COLUMNS},
+        "trainer": TRAINER,
+    } | more
+
+
+def run(*args):
+    """Return the exit code, and what was written to the standard output and to the standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in args])
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def answer(*args):
+    """Return the JSON object that a command prints, and nothing else."""
+    code, out, err = run(*args, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def refusal(*args):
+    """Return the exit code and the one sentence of a command that refuses."""
+    code, out, err = run(*args)
+    said = [line for line in err.splitlines() if line.startswith("lightning-ifru")]
+    assert len(said) == 1, err
+    assert "Traceback" not in err
+    assert not out
+    return code, said[0]
+
+
+def files(folder):
+    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def original(planted, tmp_path_factory):
+    """A folder with data, request and config, and the checkpoint of a fit from the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    pd.DataFrame(planted).to_csv(folder / "ratings.csv", index=False)
+    (folder / "forget.csv").write_text("user\n" + "\n".join(GONE) + "\n")
+    (folder / "run.yaml").write_text(yaml.safe_dump(config(str(folder / "ratings.csv"))))
+    fitted = answer("fit", "--config", folder / "run.yaml", "--trainer.default_root_dir", folder / "fit")
+    return folder, Path(fitted["best_checkpoint"]), fitted
+
+
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch):
+    """A folder of its own for each test, with the same files and a checkpoint ``best.ckpt``, as the current folder."""
+    whole, best, _ = original
+    for name in ("ratings.csv", "forget.csv", "run.yaml"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    (tmp_path / "best.ckpt").write_bytes(best.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+UNLEARN = ["unlearn", "--config", "run.yaml", "--ckpt_path", "best.ckpt", "--request", "forget.csv"]
+WRITE = [*UNLEARN, "--output", "unlearned.ckpt"]
+
+
+def rewritten(name="own.yaml", **more):
+    Path(name).write_text(yaml.safe_dump(config("ratings.csv", **more)))
+    return ["--config", name]
+
+
+def in_python(checkpoint, **kwargs):
+    data = InteractionDataModule("ratings.csv", **COLUMNS)
+    lightning.seed_everything(1)
+    model = LightGCN(data.num_users, data.num_items, **MODEL)
+    trainer = lightning.Trainer(
+        **TRAINER, enable_progress_bar=False, callbacks=[IFRUCallback(IFRU(max_steps=2))], enable_checkpointing=False
+    )
+    return model, data, trainer, {"ckpt_path": checkpoint} | kwargs
+
+
+def test_a_fit_writes_its_checkpoint_and_its_config(original):
+    folder, best, fitted = original
+    assert fitted["epochs"] == 3
+    assert {"train_loss", "val_loss"} <= fitted["metrics"].keys()
+    assert best.exists()
+    written = yaml.safe_load((folder / "fit" / "config.yaml").read_text())
+    assert written["model"]["init_args"]["embedding_dim"] == 4
+    assert torch.load(best, weights_only=True)["hyper_parameters"]["num_users"] == 40
+
+
+def test_validate_test_and_predict_answer_as_the_trainer_does(folder):
+    model, data, trainer, where = in_python("best.ckpt")
+    for command in ("validate", "test"):
+        (expected,) = getattr(trainer, command)(model, datamodule=data, verbose=False, **where)
+        assert answer(command, "--config", "run.yaml", "--ckpt_path", "best.ckpt") == pytest.approx(expected, abs=0)
+    expected = trainer.predict(model, datamodule=data, **where)
+    found = answer("predict", "--config", "run.yaml", "--ckpt_path", "best.ckpt")["predictions"]
+    assert found == [batch.tolist() for batch in expected]
+    assert sum(map(len, found)) == len(data.test)
+
+
+def test_metrics_are_shown_as_a_table_without_json(folder):
+    code, out, _ = run("test", "--config", "run.yaml", "--ckpt_path", "best.ckpt")
+    assert code == 0
+    assert "test_loss" in out
+
+
+def test_unlearning_writes_the_weights_data_and_ledger_that_python_arrives_at(folder):
+    before = files(folder)
+    report = answer(*WRITE, "--ifru.method.max_steps", 2, "--report", "report.json")
+    assert files(folder).keys() - before.keys() == {str(folder / name) for name in ("unlearned.ckpt", "report.json")}
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert report["output"] == report["checkpoint"] == "unlearned.ckpt"
+    assert report["older_checkpoints"] == ["best.ckpt"]
+    assert (folder / "unlearned.ckpt").stat().st_mode == (folder / "report.json").stat().st_mode
+
+    model, data, trainer, where = in_python("best.ckpt", request="forget.csv")
+    expected = trainer.unlearn(data, model=model, **where)
+    assert expected.steps > 0
+    assert report["residual_after"] == expected.residual_after
+    written = torch.load("unlearned.ckpt", weights_only=True)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(written["state_dict"][name], weight), name
+    assert not set(GONE) & set(written["InteractionDataModule"]["user_ids"])
+    (entry,) = written["callbacks"]["IFRUCallback"]["ledger"]
+    assert entry["num_forgotten"] == expected.num_forgotten > 20
+    assert entry["method"]["max_steps"] == 2
+
+
+def test_the_written_checkpoint_serves_the_next_test_unlearning_and_fit(folder):
+    answer(*WRITE)
+    whole, data = InteractionDataModule("ratings.csv", **COLUMNS), InteractionDataModule("ratings.csv", **COLUMNS)
+    data.load_state_dict(torch.load("unlearned.ckpt", weights_only=True)["InteractionDataModule"])
+    scores = answer("predict", "--config", "run.yaml", "--ckpt_path", "unlearned.ckpt")["predictions"]
+    assert sum(map(len, scores)) == len(data.test) < len(whole.test)
+    assert answer("test", "--config", "run.yaml", "--ckpt_path", "unlearned.ckpt")["test_loss"] > 0
+
+    (folder / "next.json").write_text(json.dumps({"items": ["film-001"]}))
+    then = ["--ckpt_path", "unlearned.ckpt", "--request", "next.json", "--output", "next.ckpt"]
+    answer("unlearn", "--config", "run.yaml", *then)
+    written = torch.load("next.ckpt", weights_only=True)
+    assert len(written["callbacks"]["IFRUCallback"]["ledger"]) == 2
+    gone = written["InteractionDataModule"]["num_forgotten"]
+    fitted = answer("fit", "--config", "run.yaml", "--ckpt_path", "next.ckpt", "--trainer.max_epochs", 2)
+    resumed = torch.load(fitted["best_checkpoint"], weights_only=True)
+    assert resumed["epoch"] == 1
+    assert resumed["InteractionDataModule"]["num_forgotten"] == gone
+    assert len(resumed["callbacks"]["IFRUCallback"]["ledger"]) == 2
+    assert resumed["optimizer_states"][0]["state"]
+
+
+def test_without_json_the_report_is_all_that_stands_on_the_standard_output(folder):
+    code, out, _ = run(*WRITE)
+    assert code == 0
+    assert out.lstrip().startswith("What was forgotten")
+
+
+@pytest.mark.parametrize("more", [[], ["--output", "unlearned.ckpt"]], ids=["no output", "an output"])
+def test_a_dry_run_writes_nothing(folder, more):
+    before = files(folder)
+    report = answer(*UNLEARN, *more, "--dry-run")
+    assert report["dry_run"]
+    assert report["expected"]["products"] > 0
+    assert report["output"] is None
+    assert files(folder) == before
+
+
+def test_an_existing_output_is_replaced_only_if_that_is_said(folder):
+    (folder / "unlearned.ckpt").write_text("mine")
+    code, said = refusal(*WRITE)
+    assert (code, (folder / "unlearned.ckpt").read_text()) == (1, "mine")
+    assert "unlearned.ckpt, which exists; give another path, or --overwrite true" in said
+    answer(*WRITE, "--overwrite", "true")
+    assert "state_dict" in torch.load("unlearned.ckpt", weights_only=True)
+
+
+def test_a_checkpoint_can_be_replaced_by_its_unlearned_self(folder):
+    report = answer(*UNLEARN, "--output", "best.ckpt", "--overwrite")
+    assert report["older_checkpoints"] == []
+    assert torch.load("best.ckpt", weights_only=True)["InteractionDataModule"]["num_forgotten"] > 0
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("bug")])
+def test_a_failure_while_writing_leaves_everything_as_it_was(folder, monkeypatch, error, existing):
+    def fail(self, path, *args, **kwargs):
+        Path(path).write_text("half of")
+        raise error
+
+    if existing:
+        (folder / "unlearned.ckpt").write_text("mine")
+    before = files(folder)
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", fail)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="bug"):
+            main([*WRITE, "--overwrite"])
+    else:
+        code, said = refusal(*WRITE, "--overwrite")
+        assert code == (1 if isinstance(error, OSError) else 130)
+        assert "No space left on device" in said or "interrupted" in said
+    assert files(folder) == before
+    assert not list(folder.glob(".*"))  # nor a folder
+
+
+CALLBACK = {"class_path": "lightning_ifru.IFRUCallback", "init_args": {"method": {"max_steps": 1}}}
+KEEPING = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ({}, ["--ifru.method.max_steps", "1"]),
+        ({}, ["--ifru.method", "{max_steps: 1}"]),
+        ({"ifru": {"method": {"max_steps": 1}}}, []),
+        ({"trainer": TRAINER | {"callbacks": [CALLBACK]}}, []),
+        ({"trainer": TRAINER | {"callbacks": CALLBACK}}, []),
+        ({"trainer": TRAINER | {"callbacks": [KEEPING, CALLBACK], "enable_checkpointing": True}}, []),
+    ],
+    ids=["option", "options", "config", "callback", "one callback", "among callbacks"],
+)
+def test_the_method_is_set_in_either_place_and_only_the_output_is_written(folder, more, options):
+    own = rewritten(**more)
+    before = files(folder)
+    report = answer(*UNLEARN, *own, "--output", "unlearned.ckpt", *options)
+    assert report["steps"] == 1
+    assert files(folder).keys() - before.keys() == {str(folder / "unlearned.ckpt")}
+    (entry,) = torch.load("unlearned.ckpt", weights_only=True)["callbacks"]["IFRUCallback"]["ledger"]
+    assert entry["method"]["max_steps"] == 1
+
+
+def test_a_logger_of_the_config_gets_the_report(folder):
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}
+    answer(*WRITE, *rewritten(trainer=TRAINER | {"logger": logger}))
+    (metrics,) = (folder / "logs").rglob("metrics.csv")
+    assert "unlearn/residual_after" in pd.read_csv(metrics)
+
+
+@pytest.mark.parametrize("request_file", ["forget.csv", "forget.json"])
+def test_a_fit_applies_a_request_when_it_ends(folder, request_file):
+    (folder / "forget.json").write_text(json.dumps({"users": GONE}))
+    answer("fit", "--config", "run.yaml", "--ifru.request", request_file)
+    (path,) = (folder / "checkpoints").glob("unlearned-1.ckpt")
+    assert not set(GONE) & set(torch.load(path, weights_only=True)["InteractionDataModule"]["user_ids"])
+
+
+REFUSED = {
+    "no checkpoint": (2, ["unlearn", "--request", "forget.csv", "--output", "a.ckpt"], "got no --ckpt_path; give"),
+    "no request": (2, ["unlearn", "--ckpt_path", "best.ckpt", "--output", "a.ckpt"], "got no --request; give"),
+    "no output": (2, UNLEARN, "got no --output; give the path"),
+    "output in no folder": (1, [*UNLEARN, "--output", "no/a.ckpt"], "make the folder"),
+    "output is a folder": (1, [*UNLEARN, "--output", "."], "which is a folder"),
+    "report exists": (1, [*WRITE, "--report", "run.yaml"], "got --report run.yaml, which exists"),
+    "request missing": (1, [*WRITE, "--request", "no.csv"], "no file 'no.csv'"),
+    "request of strangers": (1, [*WRITE, "--request", "strangers.csv"], "nobody"),
+    "checkpoint missing": (1, [*WRITE, "--ckpt_path", "no.ckpt"], "no.ckpt could not be loaded"),
+    "checkpoint is none": (1, [*WRITE, "--ckpt_path", "junk.ckpt"], "junk.ckpt could not be loaded"),
+    "other model": (1, [*WRITE, "--model.init_args.embedding_dim", "5"], "does not fit LightGCN"),
+    "two processes": (1, [*WRITE, "--trainer.devices", "2"], "2 processes"),
+    "method out of range": (1, [*WRITE, "--ifru.method.damping", "-1"], "IFRU got damping=-1.0; wanted"),
+    "decoupled decay": (1, [*WRITE, "--optimizer", "AdamW"], "AdamW with weight_decay=0.01"),
+    "test, checkpoint missing": (1, ["test", "--ckpt_path", "no.ckpt"], "no.ckpt could not be loaded"),
+    "test, checkpoint is none": (1, ["test", "--ckpt_path", "junk.ckpt"], "junk.ckpt could not be loaded"),
+    "fit, checkpoint is none": (1, ["fit", "--ckpt_path", "junk.ckpt"], "junk.ckpt could not be loaded"),
+    "test, other model": (1, ["test", "--ckpt_path", "best.ckpt", "--model.embedding_dim", "5"], "does not fit"),
+    "data missing": (1, ["fit", "--data.source", "no.csv"], "no file 'no.csv'"),
+    "data out of range": (1, ["fit", "--data.batch_size", "0"], "batch_size=0 is not a positive whole number"),
+    "users contradict": (1, ["fit", "--model.num_users", "41"], "num_users=41, and the data have 40"),
+    "items contradict": (1, ["test", "--model.num_items", "3"], "num_items=3, and the data have 30"),
+    "no accelerator": (1, ["fit", "--trainer.accelerator", "abacus"], "accelerator='abacus'"),
+    "no such option": (2, ["test", "--nosuch", "1"], "lightning-ifru test: unrecognized arguments: --nosuch 1"),
+    "an abbreviation": (2, ["fit", "--trainer.max_epoch", "1"], "(did you mean 'trainer.max_epochs'?)"),
+    "config missing": (2, ["test", "--config", "no.yaml"], "File does not exist"),
+    "option of the method": (2, ["unlearn", "--ifru.method.dampin", "1"], "(did you mean 'damping'?)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(folder, case):
+    expected, args, sentence = REFUSED[case]
+    (folder / "junk.ckpt").write_text("junk")
+    (folder / "strangers.csv").write_text("user\nnobody\n")
+    before = files(folder)
+    code, said = refusal(args[0], "--config", "run.yaml", *args[1:])
+    assert code == expected
+    assert sentence in said
+    assert files(folder) == before
+
+
+UNKNOWN = {
+    "top": ({"optimiser": None}, "'optimiser'", "(did you mean 'optimizer'?)"),
+    "trainer": ({"trainer": {"max_epoch": 3}}, "'trainer.max_epoch'", "(did you mean 'trainer.max_epochs'?)"),
+    "model": (
+        {"model": {"class_path": "lightning_ifru.models.LightGCN", "init_args": {"embeding_dim": 4}}},
+        "'lightning_ifru.models.LightGCN': Option 'embeding_dim'",
+        "(did you mean 'embedding_dim'?)",
+    ),
+    "data": ({"data": {"init_args": {"source": "ratings.csv", "treshold": 3}}}, "'treshold'", "'threshold'?)"),
+    "ifru": ({"ifru": {"method": {"dampin": 1}}}, "lightning_ifru.IFRU': Option 'dampin'", "'damping'?)"),
+    "class": ({"model": {"class_path": "lightning_ifru.models.LightGNC"}}, "no attribute 'LightGNC'", ""),
+    "module": ({"model": {"class_path": "no_such_module.Model"}}, "No module named 'no_such_module'", ""),
+    "kind": ({"model": {"class_path": "lightning_ifru.InteractionDataModule"}}, "subclass of LightningModule", ""),
+    "value": ({"ifru": {"method": {"damping": "high"}}}, 'key "damping": Expected a float', "high"),
+}
+
+
+@pytest.mark.parametrize("command", ["test", "unlearn"])
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_a_config_with_something_unknown_is_one_sentence_that_names_it(folder, command, case):
+    more, *expected = UNKNOWN[case]
+    code, said = refusal(command, *rewritten(**more), "--ckpt_path", "best.ckpt")
+    assert code == 2
+    assert said.startswith(f"lightning-ifru {command}: ")
+    assert said.endswith(f"; lightning-ifru {command} --help lists what there is.")
+    assert all(part in said for part in expected), said
+    assert len(said) < 300
+
+
+def test_two_methods_are_refused(folder):
+    own = rewritten(trainer=TRAINER | {"callbacks": [CALLBACK]}, ifru={"method": {"max_steps": 2}})
+    code, said = refusal(*UNLEARN, *own, "--output", "unlearned.ckpt")
+    assert code == 1
+    assert "got both ifru and an IFRUCallback among trainer.callbacks" in said
+
+
+OWN = """
+from lightning_ifru.models import LightGCN
+class Own(LightGCN):
+    def __init__(self, num_users: int, num_items: int, width: int = 4, fault: bool = False):
+        super().__init__(num_users, num_items, width, 1, loss="bce", lr=0.05)
+        self.fault = fault
+        if fault: None + 1
+class Sized(LightGCN):
+    def __init__(self, width: int = 4):
+        super().__init__(40, 30, width, 1, loss="bce")
+class Faulty(Own):
+    def training_step(self, batch, batch_idx):
+        return None + 1
+class Slow(Own):
+    def training_step(self, batch, batch_idx):
+        raise KeyboardInterrupt
+"""
+
+
+@pytest.fixture
+def own(folder, monkeypatch):
+    (folder / "module_beside.py").write_text(OWN)
+    yield lambda name, **init_args: rewritten(model={"class_path": f"module_beside.{name}", "init_args": init_args})
+    sys.modules.pop("module_beside", None)
+
+
+@pytest.mark.parametrize("name", ["Own", "Sized"], ids=["sizes from the data", "sizes of its own"])
+def test_a_module_beside_the_config_is_found(own, name):
+    best = answer("fit", *own(name, width=3))["best_checkpoint"]
+    assert answer("test", *own(name, width=3), "--ckpt_path", best)["test_loss"] > 0
+    report = answer("unlearn", *own(name, width=3), *UNLEARN[5:], "--ckpt_path", best, "--output", "own.ckpt")
+    assert report["num_users_erased"] == 2
+
+
+@pytest.mark.parametrize(("name", "init_args"), [("Own", {"fault": True}), ("Faulty", {})])
+def test_a_fault_of_ones_own_module_keeps_its_traceback(own, name, init_args):
+    with pytest.raises((TypeError, ValueError), match="unsupported operand"):
+        main(["fit", *own(name, **init_args)])
+
+
+def test_an_interrupted_fit_exits_with_130(own):
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert refusal("fit", *own("Slow")) == (130, "lightning-ifru: interrupted.")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_fits_in_the_same_folder_follow_one_another_and_leave_ones_own_config_alone(folder):
+    (folder / "run.yaml").rename("config.yaml")  # the name that the fit would write to
+    mine = (folder / "config.yaml").read_bytes()
+    answer("fit", "--config", "config.yaml")
+    assert (folder / "config.yaml").read_bytes() == mine
+    (folder / "config.yaml").rename("run.yaml")
+    for dim in (2, 3):
+        answer("fit", "--config", "run.yaml", "--model.embedding_dim", dim)
+        assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["embedding_dim"] == dim
+    for command in ("validate", "test", "unlearn"):  # what a fit has written serves the others
+        more = ["--request", "forget.csv", "--output", "a.ckpt"] if command == "unlearn" else []
+        answer(command, "--config", "config.yaml", *more, "--model.embedding_dim", 4, "--ckpt_path", "best.ckpt")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_config_can_be_given_back(folder, command):
+    code, printed, _ = run(command, "--config", "run.yaml", "--print_config")
+    assert code == 0
+    (folder / "printed.yaml").write_text(printed)
+    assert run(command, "--config", "printed.yaml", "--print-config")[1] == printed
+    assert yaml.safe_load(printed)["ifru"] == {"method": None, "request": None}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_begins_with_an_example_and_says_what_the_own_options_do(folder, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: lightning-ifru {command} --config run.yaml")
+    assert "print one JSON object" in out or "as one JSON object" in out
+    assert "--ifru.method" in out
+    if command == "unlearn":
+        assert all(f"--{name}" in out for name in ("ckpt_path", "request", "output", "report", "overwrite", "dry_run"))
+
+
+def test_everything_on_the_command_line_needs_no_config(folder):
+    fitted = answer(
+        *["fit", "--seed_everything=7", "--model", "LightGCN", "--model.embedding_dim=3", "--data.source=ratings.csv"],
+        *["--trainer.max-epochs=1", "--trainer.logger=false", "--trainer.accelerator=cpu", "--data.val-fraction=0.2"],
+    )
+    assert fitted["epochs"] == 1
+    assert torch.load(fitted["best_checkpoint"], weights_only=True)["hyper_parameters"]["loss"] == "bpr"
+
+
+def test_dashes_in_values_stay(folder):
+    (folder / "my-best--one.ckpt").write_bytes((folder / "best.ckpt").read_bytes())
+    report = answer(*UNLEARN[:3], "--ckpt-path=my-best--one.ckpt", *UNLEARN[5:], "--output", "un-learned.ckpt")
+    assert report["output"] == "un-learned.ckpt"
+    assert sorted(report["older_checkpoints"]) == ["best.ckpt", "my-best--one.ckpt"]
+
+
+def test_a_test_without_a_checkpoint_says_of_which_weights(folder, caplog):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        answer("test", "--config", "run.yaml")
+    assert "test got no --ckpt_path, so that the model has the weights it is built with" in caplog.text
+
+
+def test_as_a_program_it_prints_one_json_object_and_returns_its_exit_code(folder):
+    program = [sys.executable, "-c", "import sys; from lightning_ifru.cli import main; sys.exit(main())"]
+    done = subprocess.run([*program, *WRITE, "--json"], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_users_erased"] == 2
+    assert done.stdout.count("\n") == 1
+    again = subprocess.run([*program, *WRITE, "--json"], capture_output=True, text=True, check=False, env=os.environ)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.splitlines()[-1].startswith("lightning-ifru: got --output unlearned.ckpt, which exists")

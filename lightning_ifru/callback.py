@@ -14,9 +14,9 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch._dynamo import OptimizedModule
 
 from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for
 from lightning_ifru.datamodule import InteractionDataModule
@@ -25,6 +25,7 @@ from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.setups import check_setup, plainly
 from lightning_ifru.unlearning import Unlearning, evaluation_mode
 
 
@@ -70,8 +71,8 @@ class IFRUCallback(lightning.Callback):
         """Refuse before training what could not be forgotten after it."""
         if self.request is None:
             return
-        check_no_averages(trainer)
-        _, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
+        module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
+        check_setup(trainer, module)
         self.request = as_request(self.request)
         data.table.plan(self.request if data.pending is None else data.pending | self.request)
 
@@ -127,7 +128,7 @@ class IFRUCallback(lightning.Callback):
     ) -> UnlearningReport:
         clock = time.perf_counter()
         phases.begin("preparing")
-        with evaluation_mode(module):
+        with plainly(trainer, module), evaluation_mode(module):
             unlearning = Unlearning.of(module, data, self.method)
             if dry_run:
                 phases.begin("estimating")
@@ -164,11 +165,15 @@ class IFRUCallback(lightning.Callback):
 
 
 def check_pair(module: Any, data: Any, asking: str = "unlearn") -> tuple[IFRUMixin, InteractionDataModule]:
-    """Return a module and its data if they can forget; ``asking`` is who wants to know.
+    """Return a module, without ``torch.compile`` around it, and its data if they can forget.
+
+    ``asking`` is who wants to know.
 
     Raises:
         MisconfigurationException: they cannot; the message says what would.
     """
+    if isinstance(module, OptimizedModule):
+        module = module._orig_mod
     if not isinstance(module, IFRUMixin):
         raise MisconfigurationException(
             f"{asking} got {type(module).__name__} as model; wanted a LightningModule with IFRUMixin: "
@@ -180,22 +185,6 @@ def check_pair(module: Any, data: Any, asking: str = "unlearn") -> tuple[IFRUMix
             "trained on."
         )
     return module, data
-
-
-def check_no_averages(trainer: lightning.Trainer) -> None:
-    """Refuse callbacks that keep averages of past weights, in which the forgotten would live on.
-
-    Raises:
-        MisconfigurationException: there is one.
-    """
-    # WeightAveraging, the base of EMAWeightAveraging, came with Lightning 2.6.
-    kinds = [getattr(lightning_callbacks, n, None) for n in ("StochasticWeightAveraging", "WeightAveraging")]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, tuple(kind for kind in kinds if kind is not None)):
-            raise MisconfigurationException(
-                f"unlearn found {type(callback).__name__} on the trainer, whose averaged weights would still remember; "
-                "wanted a trainer without it: unlearn from the checkpoint with a trainer of its own, ckpt_path=..."
-            )
 
 
 def drop_loaders(trainer: lightning.Trainer) -> None:
@@ -214,7 +203,7 @@ def all_or_nothing(
     Weights and buffers, the table, what is staged, optimizers' moments, the ledger and what Lightning's checkpoint
     callbacks know; the files put into the list are removed.
     """
-    device, staged, table = module.device, data.pending, copy.deepcopy(data.table)
+    device, dtype, staged, table = module.device, module.dtype, data.pending, copy.deepcopy(data.table)
     tensors = {name: tensor.detach().clone() for name, tensor in _tensors(module)}
     moments = [(optimizer, dict(optimizer.state)) for optimizer in trainer.optimizers]
     keepers = [c for c in trainer.callbacks if isinstance(c, (IFRUCallback, Checkpoint))]  # type: ignore[attr-defined]
@@ -228,8 +217,11 @@ def all_or_nothing(
     finally:
         if undo:
             with torch.inference_mode(False), torch.no_grad():
+                if module.dtype != dtype:  # the trainer has converted it
+                    module.to(dtype)
                 for name, tensor in _tensors(module):
                     if name in tensors:
+                        tensor.data = tensor.data.to(tensors[name].dtype)
                         tensor.copy_(tensors[name])
             module.to(device)
             module.release_graph()

@@ -10,13 +10,13 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from lightning_ifru.callback import IFRUCallback, all_or_nothing, as_request, check_no_averages, check_pair
+from lightning_ifru.callback import IFRUCallback, all_or_nothing, as_request, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.setups import check_setup
 
 
 def unlearn(
@@ -50,14 +50,14 @@ def unlearn(
         ``"last"`` now stand for it.
 
     Raises:
-        MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy, averaged weights.
+        MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy or precision, a
+            callback that averages weights.
         UnlearningError: the request, the data, the checkpoint or the objective is at fault; nothing was changed.
     """
     callback = _callback(trainer)
-    _check_strategy(trainer)
     loading = loading_arguments(trainer, weights_only)
-    check_no_averages(trainer)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
+    check_setup(trainer, module)
     reports: list[UnlearningReport] = []
     loaded = False
 
@@ -90,20 +90,6 @@ def _callback(trainer: lightning.Trainer) -> IFRUCallback:
             f"unlearn found {len(found)} IFRUCallbacks on the trainer; wanted one: Trainer(callbacks=[IFRUCallback()])."
         )
     return found[0]
-
-
-def _check_strategy(trainer: lightning.Trainer) -> None:
-    name = type(trainer.strategy).__name__
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-        raise MisconfigurationException(
-            f"unlearn got {name} with spawned processes, in which the corrected weights would be lost; use "
-            "Trainer(devices=1), or unlearn from the checkpoint in a process of its own."
-        )
-    if trainer.world_size > 1:
-        raise MisconfigurationException(
-            f"unlearn got {name} with {trainer.world_size} processes; it runs in one so far: save a checkpoint and "
-            "unlearn with Trainer(devices=1, num_nodes=1), ckpt_path=..."
-        )
 
 
 def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) -> lightning.LightningModule:

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lightning_ifru.curvature import GaussNewton, Hessian
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.losses import Loss, resolve_loss
 from lightning_ifru.objective import Chunk, Examples, Objective
@@ -95,6 +97,47 @@ def test_candidates_are_the_exact_mean_over_all_items_whatever_the_chunks(chunk_
     wanted = oracles.example_losses(h, DATA, USERS, "bpr", some.expand(N, -1)).mean()
     assert value == pytest.approx(float(wanted), rel=1e-13)
     torch.testing.assert_close(gradient["w"], torch.autograd.grad(wanted, w)[0], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 8, 1000])
+def test_groups_of_candidates_are_the_mean_over_examples_with_every_group(chunk_size):
+    objective = oracles.objective(1, "sampled_softmax", USERS, ITEMS, 0.0, chunk_size)
+    dealt = torch.tensor([4, 0, 2, 3, 1, 0])
+    parts = Examples(DATA.user, DATA.item, 1 / N, candidates=dealt, group=2)
+    value, gradient = objective.value_and_gradient({"w": W}, GRAPH, [parts])
+    w = W.clone().requires_grad_()
+    h = oracles.represent(w, oracles.dense_adjacency(GRAPH, len(w)), 1)
+    wanted = 0.0
+    for k, group in itertools.product(range(N), [[4, 0], [2, 3], [1, 0]]):
+        own, others = h[DATA.user[k]] @ h[USERS + DATA.item[k]], h[USERS + torch.tensor(group)] @ h[DATA.user[k]]
+        wanted = wanted - torch.log(own.exp() / (own.exp() + others.exp().sum())) / 3 / N
+    assert value == pytest.approx(float(wanted), rel=1e-13)
+    torch.testing.assert_close(gradient["w"], torch.autograd.grad(wanted, w)[0], rtol=0, atol=1e-15)
+    chunks = list(objective.chunks(parts))
+    assert max(c.source.numel() for c in chunks) <= max(chunk_size, 3)
+    assert sum(c.weight * c.source.numel() / c.columns for c in chunks) == pytest.approx(1.0)
+
+
+def test_nodes_own_penalties_weigh_as_much_as_the_examples_say():
+    plain = oracles.objective(1, "bce", USERS, ITEMS, DECAY)
+    objective = replace(plain, node_regularization=lambda p: p["w"].pow(4).sum(1))
+    presence = torch.rand(USERS + ITEMS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with_it, without = replace(examples("bce"), presence=presence), examples("bce")
+    value, gradient = objective.value_and_gradient({"w": W}, GRAPH, [with_it])
+    least, least_gradient = plain.value_and_gradient({"w": W}, GRAPH, [without])
+    assert objective.value_and_gradient({"w": W}, GRAPH, [without])[0] == least
+    assert value - least == pytest.approx(sum(float(presence[v] * W[v].pow(4).sum()) for v in range(len(W))), rel=1e-10)
+    wanted = 4 * presence.unsqueeze(1) * W.pow(3)
+    assert wanted.norm() > 1e-2
+    torch.testing.assert_close(gradient["w"] - least_gradient["w"], wanted, rtol=0, atol=1e-13)
+    bare = objective.value_and_gradient({"w": W}, GRAPH, [with_it], regularize=False)[0]
+    assert bare == pytest.approx(least - DECAY / 2 * float(W.square().sum()))
+    for curvature in (GaussNewton, Hessian):
+        vector = oracles.rows(USERS + ITEMS, DIM, seed=4).flatten()
+        more = curvature(objective, {"w": W}, GRAPH, [with_it])(vector)
+        less = curvature(plain, {"w": W}, GRAPH, [without])(vector)
+        bend = (12 * presence.unsqueeze(1) * W.square()).flatten() * vector
+        torch.testing.assert_close(more - less, bend, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5, 8, 100])
@@ -301,3 +344,41 @@ def test_weights_that_are_not_numbers_are_not_mistaken_for_dropout():
     objective.check({"w": w}, GRAPH, examples("mse"))
     with pytest.raises(ObjectiveError, match="NaN"):
         objective.gradient({"w": w}, GRAPH, [examples("mse")])
+
+
+STOCHASTIC = {
+    "encode": {"encode": lambda p, e: p["w"] + torch.randn(())},
+    "decode": {"decode": lambda p, s, t: (s * t).sum(-1) * torch.rand(())},
+    "the loss": {"loss": Loss("noisy", lambda s, y: (s - y) ** 2 * torch.rand(()))},
+    "the regularization": {"regularization": lambda p: p["w"].sum() * torch.rand(())},
+}
+
+
+@pytest.mark.parametrize("part", STOCHASTIC)
+def test_a_part_that_draws_random_numbers_is_named_and_refused(part):
+    objective = replace(oracles.objective(1, "mse", USERS, ITEMS, DECAY), **STOCHASTIC[part], name="Mine")
+    with pytest.raises(ObjectiveError, match=rf"^{part} of Mine gave two different answers .*eval\(\)"):
+        objective.check({"w": W}, GRAPH, examples("mse"))
+
+
+def test_a_loss_that_is_no_number_for_finite_scores_is_named_and_refused():
+    root = Loss("root", lambda s, y: (s - 100).sqrt())
+    objective = replace(oracles.objective(1, "mse", USERS, ITEMS, DECAY), loss=root, name="Mine")
+    with pytest.raises(
+        ObjectiveError, match=r"the loss 'root' of Mine is nan for finite scores from .* check its form"
+    ):
+        objective.check({"w": W}, GRAPH, examples("mse"))
+
+
+DETACHED = {
+    "detached": lambda p, e: p["w"].detach() * 2,
+    "constant": lambda p, e: torch.ones(USERS + ITEMS, DIM, dtype=torch.float64) * W,
+    "dead units": lambda p, e: torch.relu(-p["w"].abs() - 1),
+}
+
+
+@pytest.mark.parametrize("how", DETACHED)
+def test_scores_that_do_not_depend_on_the_parameters_are_refused(how):
+    objective = replace(oracles.objective(1, "bce", USERS, ITEMS, DECAY), encode=DETACHED[how], name="Mine")
+    with pytest.raises(ObjectiveError, match=r"scores of Mine do not depend on its trainable parameters \(w\); "):
+        objective.check({"w": W}, GRAPH, examples("bce"))

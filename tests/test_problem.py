@@ -150,3 +150,45 @@ def test_nothing_to_forget_has_a_share_of_zero(loss):
     assert sides.share == 0.0
     assert len(sides.forgotten) == 0
     assert len(sides.retained) == len(world.data)
+
+
+@pytest.mark.parametrize(("group", "negatives", "sets"), [(1, 4, 4), (4, 4, 1), (3, 4, 2), (10, 4, 1), (60, 4, 1)])
+def test_a_listwise_loss_has_whole_sets_and_deals_all_candidates_for_the_forgotten(group, negatives, sets):
+    problem = replace(IMPLICIT.problem(erasing(IMPLICIT, 3)), num_negatives=group)
+    sides = Sides.of(problem, objective("sampled_softmax"), negatives, 0)
+    r, (retained, after) = problem.retained, (sides.retained, sides.retained_after)
+    assert retained.negative.shape == after.negative.shape == (sets * len(r), group)
+    assert torch.equal(retained.user, r.user.repeat(sets))
+    assert torch.equal(retained.item, r.item.repeat(sets))
+    assert retained.weight * len(retained) == pytest.approx(1.0)
+    assert torch.equal(retained.negative != after.negative, retained.negative == 3)
+    dealt = sides.forgotten.candidates
+    assert sides.forgotten.group == group
+    assert dealt.numel() % group == 0
+    counts = torch.bincount(dealt, minlength=ITEMS)
+    assert (counts[problem.candidates] >= 1).all(), "every candidate once"
+    assert dealt.numel() - problem.candidates.numel() < group
+    assert int(counts.max() - counts.min()) <= 1
+
+
+def test_sides_know_how_often_batches_hold_a_node_only_where_that_is_penalised():
+    world = IMPLICIT
+    problem = replace(world.problem(erasing(world, 3)), num_negatives=2, batch_size=7)
+    plain = Sides.of(problem, objective("bpr"), 4, 0)
+    assert plain.retained.presence is plain.retained_after.presence is None
+    sides = Sides.of(problem, objective("bpr", node_regularization=lambda p: p["w"].square().sum(1)), 4, 0)
+    for part, data, candidates in (
+        (sides.retained, problem.interactions, problem.candidates),
+        (sides.retained_after, problem.retained, problem.candidates_after),
+    ):
+        wanted = torch.zeros(USERS + ITEMS, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4000):
+            rows = torch.randperm(len(data), generator=generator)[:7]
+            drawn = candidates[torch.randint(len(candidates), (14,), generator=generator)]
+            wanted[torch.cat([data.user[rows], USERS + data.item[rows], USERS + drawn]).unique()] += 1 / 7 / 4000
+        # Each is the mean of 4,000 draws of 0 or 1/7: five standard errors are .0056.
+        torch.testing.assert_close(part.presence, wanted, rtol=0, atol=0.0057)
+        assert float(wanted.std()) > 0.01
+    assert sides.retained.presence[USERS + 3] > 0 == sides.retained_after.presence[USERS + 3]
+    assert plain.retained.negative.equal(sides.retained.negative)

@@ -161,6 +161,18 @@ def test_default_settings_correct_dense_weights_and_draw_erased_rows_anew(traine
             assert float(p[11].abs().max()) <= bound
 
 
+@pytest.mark.parametrize(("kind", "smooth"), [("ngcf", "elu"), ("neumf", "silu")])
+def test_a_smooth_activation_takes_the_place_of_the_papers(make_data, kind, smooth):
+    scores = []
+    for choice in ({}, {"activation": smooth}):
+        model = build(kind, embedding_dim=8, **choice)
+        h = model.encode(make_data().graph())
+        scores.append(model.decode(h[:NUM_ITEMS], h[NUM_USERS:]))
+        assert model.hparams.activation == choice.get("activation", {"ngcf": "leaky_relu", "neumf": "relu"}[kind])
+    assert bool((scores[0] != scores[1]).all())
+    assert [type(part).__name__.lower() for part in model.modules()].count(smooth) == (1 if kind == "ngcf" else 2)
+
+
 @pytest.mark.parametrize("kind", ["ngcf", "neumf"])
 def test_dropout_acts_in_training_and_is_no_obstacle_to_unlearning(trained, kind):
     trainer, model, data = trained("bce", model=build(kind, dropout=0.5, lr=0.01, embedding_dim=8), max_epochs=20)

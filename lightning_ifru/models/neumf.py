@@ -8,6 +8,7 @@ from itertools import pairwise
 import lightning
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.resolver import activation_resolver
 
 from lightning_ifru.mixin import IFRUMixin
 
@@ -32,6 +33,8 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
         dropout: the share of a layer's outputs that training sets to zero.
+        activation: the paper's ``"relu"``, or another that PyG knows. Where forgetting matters choose a smooth one such
+            as ``"silu"``: the gradient of a ReLU jumps, and a Newton step cannot see where.
 
     Source: He et al., *Neural Collaborative Filtering*, arXiv 1708.05031.
 
@@ -54,6 +57,7 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         dropout: float = 0.0,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -63,7 +67,7 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         self.factors = nn.Embedding(num_users + num_items, embedding_dim)
         self.inputs = nn.Embedding(num_users + num_items, embedding_dim)
         sizes = [max(1, 2 * embedding_dim >> k) for k in range(num_layers + 1)]
-        layers = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in pairwise(sizes)]
+        layers = [(nn.Linear(a, b), activation_resolver(activation), nn.Dropout(dropout)) for a, b in pairwise(sizes)]
         self.perceptron = nn.Sequential(*(part for layer in layers for part in layer))
         self.output = nn.Linear(embedding_dim + sizes[-1], 1, bias=False)
         self.reset_parameters()

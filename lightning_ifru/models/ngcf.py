@@ -8,6 +8,7 @@ import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn.resolver import activation_resolver
 
 from lightning_ifru.graph import propagate
 from lightning_ifru.mixin import IFRUMixin
@@ -34,6 +35,8 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
         dropout: the share of a layer's outputs that training sets to zero (the paper's message dropout).
+        activation: the paper's ``"leaky_relu"``, or another that PyG knows. Where forgetting matters choose a smooth
+            one such as ``"elu"``: the gradient of a LeakyReLU jumps, and a Newton step cannot see where.
 
     Source: Wang et al., *Neural Graph Collaborative Filtering*, arXiv 1905.08108.
 
@@ -53,6 +56,7 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         dropout: float = 0.0,
+        activation: str = "leaky_relu",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -63,6 +67,8 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         self.embedding = nn.Embedding(num_users + num_items, embedding_dim)
         square = [nn.Linear(embedding_dim, embedding_dim, bias=False) for _ in range(2 * num_layers)]
         self.sums, self.products = nn.ModuleList(square[:num_layers]), nn.ModuleList(square[num_layers:])
+        slope = {"negative_slope": 0.2} if activation == "leaky_relu" else {}
+        self.activation = activation_resolver(activation, **slope)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -76,7 +82,7 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         layers = [x]
         for of_sum, of_product in zip(self.sums, self.products, strict=True):
             received = propagate(edge_index, x)
-            x = F.leaky_relu(of_sum(received + x) + of_product(received * x), negative_slope=0.2)
+            x = self.activation(of_sum(received + x) + of_product(received * x))
             x = F.dropout(x, self.dropout, self.training)
             layers.append(x)
         return torch.cat(layers, dim=1)

@@ -109,10 +109,10 @@ def _check_weights(module: lightning.LightningModule) -> None:
             f"the parameter '{shapeless[0]}' of {type(module).__name__} has no shape yet; call "
             "model.encode(data.graph()) once before unlearning."
         )
-    dtypes = {p.dtype: name for name, p in named.items()}
+    dtypes = {p.dtype: name for name, p in reversed(named.items())}  # the first of each
     if len(dtypes) > 1 or not dtypes.keys() <= _DTYPES:
         found = ", ".join(f"{dtype} ('{name}')" for dtype, name in dtypes.items())
         raise ObjectiveError(
-            f"{type(module).__name__} has weights of {found}; wanted all of torch.float32 or all of torch.float64, "
-            "for half precision is too coarse for corrections: call model.float() before unlearning."
+            f"{type(module).__name__} has weights of {found}; wanted one type for all of them, torch.float32 or "
+            "torch.float64, for half precision is too coarse for corrections: call model.float() before unlearning."
         )

@@ -4,6 +4,7 @@ import lightning
 import pytest
 import torch
 from conftest import NUM_ITEMS, NUM_USERS
+from stock_layers import GAT, Bipartite, GraphSAGE
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from lightning_ifru import IFRU, IFRUMixin, UnlearningRequest
@@ -97,3 +98,52 @@ def test_the_damping_of_every_parameter_follows_its_own_curvature(trained, loss)
             found = float(unravel(metric, work.parameters)[name].mean())
             assert exact > 0
             assert exact / 3 < found < 3 * exact, name
+
+
+def example(cls, loss):
+    """A module of examples/stock_layers.py; a feature of users and two of items, that no rating went into."""
+    generator = torch.Generator().manual_seed(8)
+    about = [torch.randn(NUM_USERS, 1, generator=generator), torch.randn(NUM_ITEMS, 2, generator=generator)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return cls(*(about if cls is Bipartite else (NUM_USERS, NUM_ITEMS)), dim=4, loss=loss)
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+@pytest.mark.parametrize("cls", [GraphSAGE, GAT, Bipartite])
+def test_modules_of_stock_layers_forget_with_their_dense_weights(trained, cls, loss):
+    trainer, model, data = trained(loss, model=example(cls, loss), max_epochs=40, method=IFRU())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = trainer.unlearn(data, request=UnlearningRequest(users=["person-011"]))
+    assert report.steps >= 1
+    assert report.residual_after < report.residual_before
+    for name, p in model.named_parameters():
+        assert torch.isfinite(p).all()
+        assert not torch.equal(p, before[name]), f"{name} was not corrected"
+    table = model.users if cls is Bipartite else model.embedding
+    assert bool((table.weight[11] != before["users.weight" if cls is Bipartite else "embedding.weight"][11]).all())
+
+
+def test_the_bipartite_module_passes_messages_to_items_and_back(make_data):
+    model, edges = example(Bipartite, "bce").double(), make_data().graph()
+    edges = edges[:, torch.randperm(edges.shape[1], generator=torch.Generator().manual_seed(3))]
+    users = model.users.weight + model.user_encoder(model.user_features)
+    items = model.items.weight + model.item_encoder(model.item_features)
+
+    def mean(rows, node):
+        return torch.stack(rows).mean(0) if rows else torch.zeros_like(node)
+
+    pairs = [(u, i - NUM_USERS) for u, i in edges.T.tolist() if u < NUM_USERS]
+    h_items = [
+        torch.nn.functional.elu(
+            model.to_items.lin_l(mean([users[u] for u, j in pairs if j == i], users[0]))
+            + model.to_items.lin_r(items[i])
+        )
+        for i in range(NUM_ITEMS)
+    ]
+    h_users = [
+        model.to_users.lin_l(mean([h_items[i] for v, i in pairs if v == u], users[0])) + model.to_users.lin_r(users[u])
+        for u in range(NUM_USERS)
+    ]
+    torch.testing.assert_close(model.encode(edges), torch.stack(h_users + h_items), rtol=1e-12, atol=1e-12)
+    assert not {"user_features", "item_features"} & set(model.state_dict())

@@ -22,10 +22,11 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningReport, UnlearningRequest
+from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningError, UnlearningRequest
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.metrics import auroc, completeness_ratio, dot_product, pair_scores
 from lightning_ifru.models import LightGCN, MatrixFactorization
+from lightning_ifru.report import UnlearningReport
 
 RATINGS = Path(__file__).parent / "data" / "ml-latest-small" / "ratings.csv.gz"
 
@@ -57,7 +58,6 @@ def main(
     ratings = pd.read_csv(RATINGS, nrows=limit)
     ratings["liked"] = (ratings["rating"] >= 4.0).astype(float)
     load = partial(InteractionDataModule, ratings, user="userId", item="movieId", rating="liked", threshold=0.5)
-
     # Which rows are trained on hangs on their ids alone, so that they are the same whatever their labels.
     true = load()
     generator = torch.Generator().manual_seed(seed)
@@ -75,8 +75,7 @@ def main(
     report = trainer.unlearn(data, request=request)
     unlearned = scores(recommender, data, forgotten)
     console.print(report)
-    before, after = report.metrics_before["auroc"], report.metrics_after["auroc"]
-    rows = [("before", before, original), ("after", after, unlearned)]
+    rows = [("before", report.metrics_before["auroc"], original), ("after", report.metrics_after["auroc"], unlearned)]
     table, left = Table("", "test AUC", "belief in the wrong labels"), None
     if retrain:
         data = load()
@@ -97,13 +96,12 @@ def main(
 def fit(data: InteractionDataModule, model: str, epochs: int, seed: int) -> tuple[IFRUMixin, L.Trainer]:
     """Train from a seed, which two trainings share that are to differ in their data only."""
     L.seed_everything(seed, verbose=False)
-    kind, settings = (MatrixFactorization, {"weight_decay": 1e-4})
+    kind, settings = MatrixFactorization, {"weight_decay": 1e-4}
     if model == "lightgcn":
         kind, settings = LightGCN, {"num_layers": 1, "weight_decay": 5e-5}
     recommender = kind(data.num_users, data.num_items, embedding_dim=32, loss="bce", lr=3e-3, **settings)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
-    bar = sys.stderr.isatty()
-    trainer = L.Trainer(max_epochs=epochs, callbacks=[IFRUCallback()], enable_progress_bar=bar, **quiet)
+    quiet = {"logger": False, "enable_model_summary": False, "enable_progress_bar": sys.stderr.isatty()}
+    trainer = L.Trainer(max_epochs=epochs, callbacks=[IFRUCallback()], enable_checkpointing=False, **quiet)
     trainer.fit(recommender, datamodule=data)
     return recommender, trainer
 
@@ -115,4 +113,7 @@ def scores(model: IFRUMixin, data: InteractionDataModule, pairs: Interactions) -
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    try:
+        auto_cli(main)
+    except UnlearningError as error:
+        sys.exit(str(error))

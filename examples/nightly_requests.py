@@ -105,7 +105,7 @@ def newest(checkpoints: Path) -> Path:
     """Return the checkpoint with the highest number."""
     found = sorted(checkpoints.glob("[0-9][0-9][0-9][0-9]-*.ckpt"))
     if not found:
-        raise UnlearningError(f"{checkpoints} has no 0000-trained.ckpt to start from; copy one there, or give --train true.")
+        raise UnlearningError(f"{checkpoints} has no 0000-trained.ckpt to start from; copy one there or --train true.")
     return found[-1]
 
 

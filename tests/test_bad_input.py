@@ -18,6 +18,7 @@ from lightning_ifru import (
     IFRU,
     DataError,
     IFRUCallback,
+    IFRUMixin,
     InteractionDataModule,
     ObjectiveError,
     RequestError,
@@ -87,6 +88,15 @@ def an_empty_file(world):
     world.request.write_text("user,item\n")
 
 
+def request_file(header):
+    def breaks(world):
+        world.request = world.folder / "forget.csv"
+        world.request.write_text(f"{header}\nperson-003,film-004\n")
+
+    breaks.__name__ = f"a_request_file_of_{header}"
+    return breaks
+
+
 def a_missing_request_file(world):
     world.request = world.folder / "nowhere.csv"
 
@@ -137,6 +147,34 @@ def infinity_in_the_weights(world):
 
 def nan_in_the_loss(world):
     world.model.loss = lambda scores, target: (scores - 100).sqrt()
+
+
+class Unfinished(LightGCN):
+    encode = IFRUMixin.encode
+
+
+class Short(LightGCN):
+    def encode(self, edge_index):
+        return super().encode(edge_index)[:-1]
+
+
+class Flat(LightGCN):
+    def encode(self, edge_index):
+        return super().encode(edge_index).flatten()
+
+
+class Cut(LightGCN):
+    def encode(self, edge_index):
+        return super().encode(edge_index).detach()
+
+
+class Fined(LightGCN):
+    def regularization(self):
+        return 0.01 * F.dropout(self.net.embedding.weight, 0.3, training=True).square().sum()
+
+
+def dropout_in_the_loss(world):
+    world.model.loss = lambda scores, target: F.dropout((scores - target).square(), 0.3, training=True)
 
 
 class Dropped(LightGCN):
@@ -353,6 +391,8 @@ CASES = [
     (an_empty_request, RequestError, ["empty", "at least one"]),
     (an_empty_file, RequestError, ["'forget.csv'", "empty"]),
     (a_missing_request_file, RequestError, ["'nowhere.csv'"]),
+    (request_file("person,film"), RequestError, ["'forget.csv'", "column 'user' or 'item'", "'person'", "rename them"]),
+    (request_file("user,film"), RequestError, ["'forget.csv'", "not 'item' beside ['film']", "name both"]),
     (no_request_at_all, RequestError, ["list", "UnlearningRequest("]),
     (a_request_for_everybody, RequestError, ["leaves none of the", "training interactions", "fewer"]),
     (a_missing_column, DataError, ["no column 'movie'", "'item'", "item="]),
@@ -360,9 +400,19 @@ CASES = [
     (an_unreadable_file, DataError, ["'ratings.csv.gz'"]),
     (a_missing_file, DataError, ["nowhere.csv"]),
     (nan_in_the_data, DataError, ["'rating'", "1 values that are not finite", "row 5", "correct or delete"]),
-    (nan_in_the_weights, ObjectiveError, ["nan", "finite", "check the model's weights"]),
-    (infinity_in_the_weights, ObjectiveError, ["nan", "finite", "check the model's weights"]),
+    (nan_in_the_weights, ObjectiveError, ["of LightGCN is nan", "finite", "check weights and data for NaN"]),
+    (infinity_in_the_weights, ObjectiveError, ["of LightGCN is nan", "finite", "check weights and data"]),
     (nan_in_the_loss, ObjectiveError, ["nan", "finite"]),
+    (another_model(Unfinished), ObjectiveError, ["Unfinished does not implement encode", "encode(edge_index) ->"]),
+    (
+        another_model(Short),
+        ObjectiveError,
+        ["encode of Short returned shape (69, 4)", "[70, d]", "40 users", "30 items"],
+    ),
+    (another_model(Flat), ObjectiveError, ["encode of Flat returned shape (280,)", "[70, d]"]),
+    (another_model(Cut), ObjectiveError, ["scores of Cut do not depend", "net.embedding.weight", "detach()"]),
+    (another_model(Fined), ObjectiveError, ["the regularization of Fined gave two different answers", "dropout"]),
+    (dropout_in_the_loss, ObjectiveError, ["the loss of LightGCN gave two different answers", "dropout"]),
     (another_model(Dropped), ObjectiveError, ["two different answers", "dropout"]),
     (another_model(DroppedPairs), ObjectiveError, ["two different answers", "dropout"]),
     (no_callback, M, ["found 0 IFRUCallbacks", "Trainer(callbacks=[IFRUCallback()])"]),
@@ -389,7 +439,7 @@ CASES = [
     (a_frozen_model, ObjectiveError, ["LightGCN is frozen", "unfreeze"]),
     (bpr_on_labels, ObjectiveError, ["'bpr' needs negatives", "rating column", "loss='bce'"]),
     (bce_on_implicit_feedback, ObjectiveError, ["'bce' needs labels", "rating column", "loss='bpr'"]),
-    (an_unknown_loss, ObjectiveError, ["loss='logistic'", "'bce', 'bpr', 'mse'"]),
+    (an_unknown_loss, ObjectiveError, ["loss='logistic'", "'bce', 'bpr', 'margin', 'mse'"]),
     (a_hinge_loss, ObjectiveError, ["'hinge' has no curvature", "'bce'"]),
     (
         another_model(OtherStep),

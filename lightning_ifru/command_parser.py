@@ -30,6 +30,7 @@ class CommandParser(LightningArgumentParser):
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        self.options: LightningArgumentParser = self  # or that of the only subcommand
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2, or raise where jsonargparse itself only tries whether something can be parsed."""
@@ -37,7 +38,7 @@ class CommandParser(LightningArgumentParser):
             super().error(message, ex)
         command = self.prog.partition(" [options]")[0]
         said = sentence(message).replace(f" {command.rpartition(' ')[2]}.", " --")  # of a subcommand's own options
-        meant = _meant(said, getattr(ex, "subcommand_parser", None) or self)
+        meant = _meant(said, self.options)
         sys.stderr.write(f"{command}: {said}{meant}; {command} --help lists what there is.\n")
         raise SystemExit(2)
 
@@ -112,7 +113,7 @@ def sentence(message: str) -> str:
 
 def _meant(said: str, parser: LightningArgumentParser) -> str:
     """Return a question with the name that comes nearest to one that is not known, if there is one."""
-    unknown = re.search(r"""(?:[Oo]ption|[Kk]ey|arguments:) ['"]?(?:--)?([\w.]+)(?!.*")""", said)
+    unknown = re.search(r"""(?:[Oo]ption|[Kk]ey|rguments:) ['"]?(?:--)?([\w.]+)(?!.*")""", said)
     if unknown is None:
         return ""
     name, known = unknown[1], list(parser.get_defaults().keys())

@@ -57,10 +57,15 @@ class TrainingCommand(LightningCLI):
             save_config_callback=_SaveConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"devices": 1, "logger": False} if command == "unlearn" else None,
-            parser_class=CommandParser,
             parser_kwargs={"prog": f"lightning-ifru {command}", command: {"description": description, "usage": usage}},
             args=[command, *args],
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that refuses in one sentence."""
+        parser = CommandParser(dump_header=[f"lightning.pytorch=={lightning.__version__}"], **kwargs)
+        parser.add_argument("-c", "--config", action="config", help="file with these options, of LightningCLI's form.")
+        return parser
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the one that was asked for, and its arguments that no option stands for."""
@@ -69,7 +74,7 @@ class TrainingCommand(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the method and its hyper-parameters, and the command's own options."""
-        self._options_parser = parser
+        self.parser.options = parser
         parser.set_defaults({"data": {"class_path": "lightning_ifru.InteractionDataModule"}})
         parser.add_class_arguments(IFRUCallback, "ifru", sub_configs=True)
         link_sizes(parser)
@@ -113,7 +118,7 @@ class TrainingCommand(LightningCLI):
             return
         for name, missing in _NEEDED.items():
             if self.options[name] is None and not (name == "output" and self.options.dry_run):
-                self._options_parser.error(f"got no --{name}; {missing}")
+                self.parser.error(f"got no --{name}; {missing}")
         for name in ("output", "report"):
             if self.options[name] is not None:
                 check_target(Path(self.options[name]), self.options.overwrite, f"--{name}")

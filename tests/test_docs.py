@@ -129,7 +129,7 @@ def test_blocks_run_in_the_order_of_the_page(page, folder, capfd):
     python = [(line, code, run) for line, code, run in blocks(page, "python")]
     for line, code, run in sorted([*python, *((line, code, None) for line, code in commands(page) if files(page))]):
         if run is None:
-            for command in code.splitlines():
+            for command in code.replace("\\\n", "").splitlines():
                 assert main(shlex.split(command)[1:]) == 0, f"{page}:{line}: {capfd.readouterr().err}"
             continue
         tree = compile(code, f"{page}:{line}", "exec", ast.PyCF_ONLY_AST)

@@ -24,6 +24,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 #: A fenced block: its language, its code, and whether the comment before it says that it is not to be run.
 BLOCK = re.compile(r"^(<!-- not run[^\n]*-->\n+)?```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+#: Offered, and described elsewhere: PyG's own classes, and the type of a function.
+NOT_OURS = {"LinkPredNDCG", "LinkPredRecall", "Decoder"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -155,7 +157,9 @@ def test_some_blocks_are_run():
 def test_the_api_pages_name_everything_that_is_offered(module, page, built):
     names = importlib.import_module(module).__all__
     html = (built / page).with_suffix(".html").read_text(encoding="utf-8")
-    assert [name for name in names if not re.search(rf'id="[\w.]*\b{name}"|<code>{name}</code>|\b{name}\b', html)] == []
+    described = set(re.findall(r'id="(?:\w+\.)*(\w+)"', html))
+    assert [name for name in names if name not in described | NOT_OURS] == []
+    assert [name for name in NOT_OURS.intersection(names) if name not in html] == []
 
 
 @pytest.fixture(scope="module")

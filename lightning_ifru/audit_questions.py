@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.audit_chance import attack_resamples
-from lightning_ifru.errors import ObjectiveError, UnlearningError
+from lightning_ifru.errors import UnlearningError
 from lightning_ifru.interactions import Interactions, InteractionTable
 from lightning_ifru.metrics import (
     MIN_MEMBERS,
@@ -23,6 +23,7 @@ from lightning_ifru.metrics import (
 )
 from lightning_ifru.metrics.checks import check_finite
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.objective import check_rows
 
 #: The length of recommended lists.
 TOP = 20
@@ -149,11 +150,7 @@ class Questions:
             UnlearningError: a score is not finite.
         """
         h = module.encode(edge_index)
-        if h.dim() != 2 or h.shape[0] != self.num_users + self.num_items:
-            raise ObjectiveError(
-                f"encode of {type(module).__name__} returned shape {tuple(h.shape)}; wanted one row for each of the "
-                f"data's {self.num_users} users and then {self.num_items} items."
-            )
+        check_rows(h, type(module).__name__, self.num_users, self.num_items)
         check_finite(**{f"what the {role} model encodes": h})
         decode = None if module.scores_dot_products else module.decode
 

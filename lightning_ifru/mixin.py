@@ -16,7 +16,7 @@ from torch_geometric.nn import MessagePassing
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.losses import Loss, resolve_loss
 from lightning_ifru.node_rows import node_kinds
-from lightning_ifru.objective import Chunk, NodeKind, Objective
+from lightning_ifru.objective import Chunk, NodeKind, Objective, check_rows
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.weight_decay import l2_decays, l2_penalty
 
@@ -87,6 +87,7 @@ class IFRUMixin(_Base):
         """
         return None
 
+    @torch.compiler.disable
     def resolved_loss(self) -> Loss:
         """Return :attr:`loss` as a :class:`Loss`; a function in the body of the class is no method of it.
 
@@ -107,6 +108,11 @@ class IFRUMixin(_Base):
             loss = loss + own @ weights.to(own.dtype)
         if self.regularizes:
             loss = loss + self.regularization()
+        if not loss.requires_grad:
+            raise ObjectiveError(
+                f"the training loss of {type(self).__name__} depends on no trainable parameter; unfreeze what is to be "
+                "trained, or look for detach() in encode and decode."
+            )
         self.log("train_loss", loss, batch_size=len(batch["user"]))
         return loss
 
@@ -138,6 +144,11 @@ class IFRUMixin(_Base):
         weights = torch.zeros(num_users + num_items, device=batch["user"].device)
         weights[torch.cat([batch["user"], *(some + num_users for some in items)])] = 1 / len(batch["user"])
         return weights
+
+    @torch.compiler.disable
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as Lightning does, which ``torch.compile`` of the whole module cannot trace in every version."""
+        super().log(*args, **kwargs)
 
     @property
     def edge_index(self) -> Tensor:
@@ -251,12 +262,7 @@ class IFRUMixin(_Base):
     def _representations(self) -> Tensor:
         data = self._data()
         h = self.encode(self.edge_index)
-        if h.dim() != 2 or h.shape[0] != data.num_users + data.num_items:
-            raise ObjectiveError(
-                f"encode of {type(self).__name__} returned shape {tuple(h.shape)}; wanted one row for each of the "
-                f"data's {data.num_users} users and then {data.num_items} items: build the module with "
-                f"num_users={data.num_users}, num_items={data.num_items}."
-            )
+        check_rows(h, type(self).__name__, data.num_users, data.num_items)
         return h
 
     def _batch_loss(self, batch: Batch) -> Tensor:

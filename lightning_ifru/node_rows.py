@@ -31,6 +31,9 @@ def node_kinds(
     sizes: dict[NodeKind, int] = {"node": num_users + num_items, "user": num_users, "item": num_items}
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if declared is not None:
+        # torch.compile of a part puts "_orig_mod." into the names of what is in it.
+        actual = {name.replace("_orig_mod.", ""): name for name in named}
+        declared = {actual.get(name, name): kind for name, kind in declared.items()}
         for name, kind in declared.items():
             got = tuple(named[name].shape) if name in named else None
             if kind not in sizes or not got or got[0] != sizes[kind]:

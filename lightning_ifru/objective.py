@@ -270,6 +270,12 @@ class Objective:
                 "logarithms and divisions, or choose loss='bce' or 'bpr'."
             )
         curvature = jvp(grad(lambda s: chunk.risk(self.loss, s)), (scores,), (_alternating(scores),))[1]
+        slope = grad(lambda s: chunk.risk(self.loss, s))(scores)
+        if not bool(slope.any()) and not bool(curvature.any()):
+            raise ObjectiveError(
+                f"the loss '{self.loss.name}' of {self.name} does not depend on the scores; wanted a function of them: "
+                "return the loss of each example, or choose loss='bce' or 'bpr'."
+            )
         if not bool(curvature.any()):
             raise ObjectiveError(
                 f"the loss '{self.loss.name}' has no curvature (its second derivative is zero everywhere it was "
@@ -279,11 +285,7 @@ class Objective:
 
     def _encoded(self, parameters: Parameters, edge_index: Tensor) -> Tensor:
         h = self.encode(parameters, edge_index)
-        if h.dim() != 2 or h.shape[0] != self.num_nodes:
-            raise ObjectiveError(
-                f"encode of {self.name} returned shape {tuple(h.shape)}; wanted [{self.num_nodes}, d], one row for "
-                f"each of {self.num_users} users and then {self.num_items} items."
-            )
+        check_rows(h, self.name, self.num_users, self.num_items)
         return h
 
     def _check_dependence(self, parameters: Parameters, edge_index: Tensor, chunk: Chunk) -> None:
@@ -302,6 +304,21 @@ class Objective:
                 "wanted encode and decode to use them: look for detach(), torch.no_grad(), dead units, or weights that "
                 "are all zero."
             )
+
+
+def check_rows(h: object, name: str, num_users: int, num_items: int) -> None:
+    """Refuse what an encoder has returned if it is not one row for each of the users and then the items.
+
+    Raises:
+        ObjectiveError: it is not; the message says what was got and wanted.
+    """
+    got = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"a {type(h).__name__}"
+    if not isinstance(h, Tensor) or h.dim() != 2 or h.shape[0] != num_users + num_items:
+        raise ObjectiveError(
+            f"encode of {name} returned {got}; wanted one tensor [{num_users + num_items}, d], a row for each of the "
+            f"data's {num_users} users and then {num_items} items: build the module with num_users={num_users}, "
+            f"num_items={num_items}, and return torch.cat([users, items])."
+        )
 
 
 def _ranges(total: int, size: int) -> Iterator[tuple[int, int]]:

@@ -617,7 +617,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused(case, run, make_model):
 
     model = make_model()
     model.__class__ = Short
-    with pytest.raises(UnlearningError, match=r"Short returned shape \(69, 4\); wanted one row for each"):
+    with pytest.raises(UnlearningError, match=r"Short returned shape \(69, 4\); wanted one tensor \[70, d\]"):
         run(case(), model=model)
 
 

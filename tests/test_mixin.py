@@ -527,8 +527,8 @@ def test_a_layer_that_keeps_no_graph_has_a_spillover(trained):
 
 
 REFUSED = [
-    (WrongRows, r"encode of .* returned shape \(69, 4\); wanted \[70, d\]"),
-    (Flat, r"encode of .* returned shape \(280,\); wanted \[70, d\]"),
+    (WrongRows, r"encode of .* returned shape \(69, 4\); wanted one tensor \[70, d\]"),
+    (Flat, r"encode of .* returned shape \(280,\); wanted one tensor \[70, d\]"),
     (WrongScores, r"decode of .* returned shape \(\d+, 4\) for \d+ pairs; wanted one score"),
     (Unfinished, r"Unfinished does not implement encode; wanted encode\(edge_index\)"),
     (Frozen, "Frozen is frozen: none of its parameters requires a gradient; unfreeze"),
@@ -570,7 +570,7 @@ def test_ratings_without_a_threshold_serve_a_squared_loss(make_data, make_traine
 @pytest.mark.parametrize(("users", "items"), [(USERS, 5), (10, ITEMS), (USERS + 1, ITEMS)])
 @pytest.mark.parametrize("run", ["fit", "predict"])
 def test_a_model_of_another_size_than_the_data_is_refused_with_both_sizes(make_data, make_trainer, users, items, run):
-    message = rf"\({users + items}, 4\); wanted one row .* 40 users and then 30 items: .* num_users=40, num_items=30"
+    message = rf"\({users + items}, 4\); wanted one tensor .* 40 users and then 30 items: .* num_users=40, num_items=30"
     with pytest.raises(ObjectiveError, match=message):
         getattr(make_trainer(), run)(Own(users=users, items=items), datamodule=make_data())
 

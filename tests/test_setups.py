@@ -348,19 +348,12 @@ def test_rows_in_a_compiled_part_may_be_declared(trained):
     assert not (model.edge_index == 4).any()
 
 
-class Traced(LightGCN):
-    """What the compiler cannot trace is left out: reading the loss's signature, and Lightning's log."""
-
-    resolved_loss = torch.compiler.disable(LightGCN.resolved_loss)
-    log = torch.compiler.disable(LightGCN.log)  # torch 2.12 and 2.13 with Lightning up to 2.6.6
-
-
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("way", ["by a call with the compiled module", "when fitting ends"])
 def test_a_module_that_was_fitted_compiled_is_unlearned_as_if_it_were_not(make_data, make_trainer, trained, way):
-    trainer, reference, data = trained(model=built(Traced, loss="bce", **SETTINGS), max_epochs=2)
+    trainer, reference, data = trained(model=built(LightGCN, loss="bce", **SETTINGS), max_epochs=2)
     trainer.unlearn(data, request=REQUEST)
-    backend, model, data = Counting(), built(Traced, loss="bce", **SETTINGS), make_data()
+    backend, model, data = Counting(), built(LightGCN, loss="bce", **SETTINGS), make_data()
     compiled = torch.compile(model, backend=backend)
     trainer = make_trainer(
         max_epochs=2, callbacks=[IFRUCallback(IFRU(max_steps=2), request=REQUEST if "ends" in way else None)]

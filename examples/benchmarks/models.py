@@ -1,0 +1,251 @@
+"""How completely every model forgets with every loss: ``python examples/benchmarks/models.py --docs docs/models.md``.
+
+On a dense part of the embedded MovieLens ratings each model is trained, forgets 2% of its positive training
+interactions, and is compared with paired retraining. All have the same training but for the weight decay, of which the
+table shows several: nothing is chosen. Distances are mean differences of predicted probabilities.
+
+*Elsewhere* is how far retraining moves the test pairs, in parts of how far it moves the forgotten ones. *Target* is how
+far the retrained model is from solving the equation that unlearning solves, ‖r‖ at its weights in parts of ‖r‖ before
+anything is forgotten: 0 where training has ended at a minimum and retraining at the one nearby, about 1 or more where
+retraining took another course or training was not over. No method that follows the equation can then be near it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+import rich
+import torch
+from recipes import fit, quiet_trainer
+from torch import Tensor
+
+from lightning_ifru import IFRU, IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningReport, UnlearningRequest
+from lightning_ifru.metrics import completeness_ratio, pair_scores, score_distance
+from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
+from lightning_ifru.parameters import ravel
+from lightning_ifru.pruning import expand_to_parameters
+from lightning_ifru.unlearning import Unlearning
+
+sys.path.append(str(Path(__file__).parents[1]))
+from stock_layers import GAT, MOVIELENS, Bipartite, GraphSAGE
+
+DIM, EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 60, 0.02, 1024
+LOSSES = ("bce", "mse", "bpr", "sampled_bce", "margin", "sampled_softmax")
+WEIGHT_DECAYS = (3e-4, 1e-3, 3e-3)
+
+Data = InteractionDataModule
+MODELS: dict[str, Callable[[Data], IFRUMixin]] = {
+    "MF": lambda data: MatrixFactorization(data.num_users, data.num_items, DIM),
+    **{f"LightGCN-{n}": lambda data, n=n: LightGCN(data.num_users, data.num_items, DIM, n) for n in (1, 2, 3, 4)},
+    "NGCF-2": lambda data: NGCF(data.num_users, data.num_items, DIM, 2),
+    "NGCF-2, SiLU": lambda data: NGCF(data.num_users, data.num_items, DIM, 2, activation="silu"),
+    "NeuMF": lambda data: NeuMF(data.num_users, data.num_items, DIM),
+    "NeuMF, SiLU": lambda data: NeuMF(data.num_users, data.num_items, DIM, activation="silu"),
+    "GraphSAGE": lambda data: GraphSAGE(data.num_users, data.num_items, DIM),
+    "GAT": lambda data: GAT(data.num_users, data.num_items, DIM),
+    "bipartite": lambda data: Bipartite(torch.ones(data.num_users, 1), genres(data), DIM),
+}
+SHOWN = ("MF", "LightGCN-2", "NGCF-2", "NGCF-2, SiLU", "NeuMF", "NeuMF, SiLU", "GraphSAGE", "GAT", "bipartite")
+
+
+@cache
+def ratings(users: int = 100, films: int = 150) -> pd.DataFrame:
+    """Return the ratings of the most rated films by their most active users."""
+    frame = pd.read_csv(MOVIELENS / "ratings.csv.gz")
+    frame = frame[frame.movieId.isin(frame.movieId.value_counts().index[:films])]
+    return frame[frame.userId.isin(frame.userId.value_counts().index[:users])]
+
+
+def genres(data: Data) -> Tensor:
+    """Return the genres of the films, ``[num_items, genres]``."""
+    films = pd.read_csv(MOVIELENS / "movies.csv.gz", index_col="movieId")
+    return torch.tensor(films.genres.str.get_dummies("|").loc[list(data.item_ids)].to_numpy()).float()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its loss and its training."""
+
+    model: str
+    loss: str
+    weight_decay: float
+    seed: int = 0
+
+    def data(self) -> Data:
+        """Read the data anew: labels of all ratings, the ratings themselves, or those of at least 4 as implicit."""
+        frame, columns = ratings(), {}
+        if self.loss in ("bce", "mse"):
+            columns = {"rating": "rating"} | ({"threshold": 4.0} if self.loss == "bce" else {})
+        else:
+            frame = frame[frame.rating >= 4]
+        negatives = 4 if self.loss == "sampled_softmax" else 1
+        settings = {"batch_size": BATCH_SIZE, "num_negatives": negatives, "seed": self.seed}
+        return Data(dict(frame.items()), user="userId", item="movieId", **columns, **settings)
+
+    def module(self, data: Data) -> IFRUMixin:
+        """Return the model, untrained."""
+        module = MODELS[self.model](data)
+        module.loss = self.loss
+        module.configure_optimizers = lambda: _adam(module, self.weight_decay)  # type: ignore[method-assign]
+        return module
+
+    def train(self, without: UnlearningRequest | None = None) -> tuple[IFRUMixin, Data]:
+        """Train from the seed; with a request on what it leaves, which is paired retraining."""
+        lightning.seed_everything(self.seed, verbose=False)
+        data = self.data()
+        module = self.module(data)
+        if without is not None:
+            data.forget(without)
+            data.commit(data.removal())
+        fit(module, data, EPOCHS)
+        return module.eval(), data
+
+    def request(self, data: Data) -> UnlearningRequest:
+        """Return 2% of the positive training interactions."""
+        train = data.train
+        positive = (train.label >= (4 if self.loss == "mse" else 1)).nonzero().flatten()
+        order = torch.randperm(len(positive), generator=torch.Generator().manual_seed(self.seed))
+        rows = positive[order[: len(positive) // 50]].tolist()
+        return UnlearningRequest(
+            interactions=[(data.user_ids[train.user[k]], data.item_ids[train.item[k]]) for k in rows]
+        )
+
+
+def _adam(module: IFRUMixin, weight_decay: float) -> Any:
+    optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay)
+    return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of users and items, by position: those forgotten, and those of the test set."""
+
+    forgotten: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def unlearn(case: Case, method: IFRU | None = None) -> tuple[dict[str, Tensor], UnlearningReport]:
+    """Train, retrain and unlearn; return the forgotten pairs' logits by model and the report."""
+    original, data = case.train()
+    request = case.request(data)
+    pairs = _pairs(data, request).forgotten
+    logits = {"original": scores(case, original, data, pairs), "retrained": scores(case, *case.train(request), pairs)}
+    with quiet_trainer(callbacks=[IFRUCallback(method)]) as trainer:
+        report = trainer.unlearn(data, model=original, request=request)
+    return logits | {"unlearned": scores(case, original, data, pairs)}, report
+
+
+def _pairs(data: Data, request: UnlearningRequest) -> Pairs:
+    rows = data.table.plan(request).rows
+    return Pairs((data.table.user[rows], data.table.item[rows]), (data.test.user, data.test.item))
+
+
+@torch.no_grad()
+def scores(case: Case, module: IFRUMixin, data: Data, pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the logits of pairs; of ratings what they are above 3.5, about the mean of those given."""
+    user, item = pairs
+    found = pair_scores(module.decode, module.eval().encode(data.graph()), user, item + data.num_users)
+    return found - 3.5 if case.loss == "mse" else found
+
+
+def row(case: Case) -> dict[str, Any]:
+    """Return one row of the table."""
+    torch.set_num_threads(1)
+    logits, report = unlearn(case)
+    original, data = case.train()
+    request, pairs = case.request(data), _pairs(data, case.request(data))
+    retrained = case.train(request)
+
+    def moved(where: tuple[Tensor, Tensor]) -> float:
+        return float(score_distance(scores(case, *retrained, where), scores(case, original, data, where)))
+
+    far = moved(pairs.forgotten)
+    # A penalty can be so strong that every embedding has gone to zero; there is nothing to be forgotten then.
+    collapsed = far < 1e-6
+    with quiet_trainer() as trainer:
+        trainer.limit_val_batches = 1.0
+        loss = trainer.validate(original, datamodule=data, verbose=False)[0]["val_loss"]
+    return {
+        "model": case.model,
+        "loss": case.loss,
+        "weight_decay": case.weight_decay,
+        "seed": case.seed,
+        "validation_loss": loss,
+        "moved": far,
+        "elsewhere": None if collapsed else moved(pairs.test) / far,
+        "target": None if collapsed else target(original, data, request, retrained[0]),
+        "ratio": None if collapsed else float(completeness_ratio(**logits)),
+        "residual_fell": report.residual_fell,
+        "stationarity": report.stationarity,
+        "seconds": report.seconds["total"],
+    }
+
+
+def target(original: IFRUMixin, data: Data, request: UnlearningRequest, retrained: IFRUMixin) -> float:
+    """Return ‖r‖ at the retrained weights in parts of ‖r‖ at the original's."""
+    data.forget(request)
+    work, method = Unlearning.of(original, data, IFRU()), IFRU()
+    influence = method.influence(work.objective, work.parameters, work.problem)
+    theta = {name: p.detach() for name, p in retrained.named_parameters() if name in work.parameters}
+    sides = method.sides(work.objective, work.problem)
+    gradient = ravel(work.objective.gradient(theta, work.problem.after, [sides.retained_after]))
+    free = expand_to_parameters(~work.problem.erased, work.objective, theta)
+    return float(((gradient - influence.leftover) * free).norm() / (influence.total * free).norm())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [
+        "| model | loss | weight decay | validation loss | moved | elsewhere | target | left | residual, times less |"
+    ]
+    lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
+    for r in rows:
+        first = [r["model"], f"`{r['loss']}`", f"{r['weight_decay']:g}", f"{r['validation_loss']:.3f}"]
+        if r["ratio"] is None:
+            lines.append(f"| {' | '.join([*first, *['collapsed', '', '', '', '']])} |")
+            continue
+        moved, elsewhere, off = r["moved"], r["elsewhere"], r["target"]
+        left = f"**{r['ratio']:.2f}**" if r["ratio"] < 0.5 else f"{r['ratio']:.2f}"
+        fell = format(r["residual_fell"] or 1.0, ".1f")
+        numbers = [f"{moved:.3f}", f"{elsewhere:.2f}", f"{off:.2f}", left, fell]
+        lines.append(f"| {' | '.join([*first, *numbers])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all cases and print the table, or put it into a document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=SHOWN, choices=MODELS, help="default: %(default)s")
+    parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default: %(default)s)")
+    parser.add_argument("--rows", type=Path, default=Path("benchmarks-rows/models.jsonl"), help="where rows are kept")
+    parser.add_argument("--docs", type=Path, help="document whose section '<!-- rows: models -->' is written")
+    options = parser.parse_args()
+    cases = [Case(m, loss, wd) for m in options.models for loss in options.losses for wd in WEIGHT_DECAYS]
+    options.rows.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.workers) as pool, options.rows.open("w") as kept:
+        rows = []
+        for one in pool.map(row, cases):
+            rows.append(one)
+            kept.write(json.dumps(one) + "\n")
+            kept.flush()
+            rich.print(table([one]).splitlines()[-1])
+    if options.docs:
+        text = options.docs.read_text(encoding="utf-8")
+        section = re.compile(r"(<!-- rows: models -->\n).*?(<!-- end -->)", re.DOTALL)
+        options.docs.write_text(section.sub(lambda m: f"{m[1]}{table(rows)}\n{m[2]}", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

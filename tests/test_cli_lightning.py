@@ -465,6 +465,3 @@ def test_as_a_program_it_prints_one_json_object_and_returns_its_exit_code(folder
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_users_erased"] == 2
     assert done.stdout.count("\n") == 1
-    again = subprocess.run([*program, *WRITE, "--json"], capture_output=True, text=True, check=False, env=os.environ)
-    assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr.splitlines()[-1].startswith("lightning-ifru: got --output unlearned.ckpt, which exists")

@@ -247,6 +247,16 @@ def test_equations_become_mathml_with_their_numbers(equations):
     assert 'display="block"' in page
 
 
+def test_a_binomial_is_raised_as_a_whole(equations):
+    math = equations["mathml"](r"\binom{n}{B}^{-1}")
+    assert re.search(r"<msup><mrow>.*<mfrac.*</mrow><mrow><mo>&#x02212;</mo><mn>1</mn></mrow></msup>", math)
+
+
+def test_what_latex2mathml_breaks_is_no_equation(equations):
+    with pytest.raises(ValueError, match=r"gives an msup of 4 parts"):
+        equations["mathml"](r"\binom{n_{v}}{B}^{-1}")
+
+
 def test_an_unknown_command_is_no_equation(equations):
     with pytest.raises(ValueError, match=r"\\nonsense"):
         equations["mathml"](r"a \nonsense b")

@@ -30,11 +30,9 @@ def audit_command(name: str, args: list[str], description: str, usage: str) -> N
     """
     parser = _parser(f"lightning-ifru {name}", description, usage)
     given = parser.parse_args(args)
-    # jsonargparse before 4.49 knows the older name only.
-    instantiate: Any = getattr(parser, "instantiate", parser.instantiate_classes)
     with redirect_stdout(sys.stderr) if given.json else nullcontext():
         with built("what the config describes"):
-            made = instantiate(given)
+            made = parser.instantiate(given)
             trainer = lightning.Trainer(**made.trainer)
         check_sizes(given.model, made.data)
         report = audit(

@@ -1,4 +1,4 @@
-"""How completely every model forgets with every loss: ``python examples/benchmarks/models.py --docs docs/models.md``.
+"""How completely every model forgets with every loss, by ``python examples/benchmarks/every_model.py``.
 
 On a dense part of the embedded MovieLens ratings each model is trained, forgets 2% of its positive training
 interactions, and is compared with paired retraining. All have the same training but for the weight decay, of which the
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from typing import Any
 
 import lightning
 import pandas as pd
-import rich
 import torch
 from recipes import fit, quiet_trainer
 from torch import Tensor
@@ -162,6 +162,7 @@ def scores(case: Case, module: IFRUMixin, data: Data, pairs: tuple[Tensor, Tenso
 def row(case: Case) -> dict[str, Any]:
     """Return one row of the table."""
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logits, report = unlearn(case)
     original, data = case.train()
     request, pairs = case.request(data), _pairs(data, case.request(data))
@@ -240,7 +241,8 @@ def main() -> None:
             rows.append(one)
             kept.write(json.dumps(one) + "\n")
             kept.flush()
-            rich.print(table([one]).splitlines()[-1])
+            sys.stdout.write(table([one]).splitlines()[-1] + "\n")
+            sys.stdout.flush()
     if options.docs:
         text = options.docs.read_text(encoding="utf-8")
         section = re.compile(r"(<!-- rows: models -->\n).*?(<!-- end -->)", re.DOTALL)

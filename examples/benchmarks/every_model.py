@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import lightning
 import pandas as pd
 import torch
 from recipes import fit, quiet_trainer
+from rows import cpu
 from torch import Tensor
 
 from lightning_ifru import IFRU, IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningReport, UnlearningRequest
@@ -42,7 +44,7 @@ from stock_layers import GAT, MOVIELENS, Bipartite, GraphSAGE
 
 DIM, EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 60, 0.02, 1024
 LOSSES = ("bce", "mse", "bpr", "sampled_bce", "margin", "sampled_softmax")
-WEIGHT_DECAYS = (3e-4, 1e-3, 3e-3)
+WEIGHT_DECAYS = (3e-4, 1e-3, 3e-3, 1e-2)
 
 Data = InteractionDataModule
 MODELS: dict[str, Callable[[Data], IFRUMixin]] = {
@@ -205,23 +207,44 @@ def target(original: IFRUMixin, data: Data, request: UnlearningRequest, retraine
     return float(((gradient - influence.leftover) * free).norm() / (influence.total * free).norm())
 
 
+def overview(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table of what is left, and of the target, by weight decay."""
+    lines = [f"| model | loss | {' | '.join(f'{decay:g}' for decay in WEIGHT_DECAYS)} |"]
+    lines.append(f"|---|---|{'--:|' * len(WEIGHT_DECAYS)}")
+    cells: dict[tuple[str, str], list[str]] = {}
+    for one in rows:
+        cell = "collapsed" if one["ratio"] is None else f"{_bold(one['ratio'])} ({one['target']:.2f})"
+        cells.setdefault((one["model"], one["loss"]), []).append(cell)
+    return "\n".join([*lines, *(f"| {m} | `{loss}` | {' | '.join(some)} |" for (m, loss), some in cells.items())])
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table."""
-    lines = [
-        "| model | loss | weight decay | validation loss | moved | elsewhere | target | left | residual, times less |"
-    ]
+    """Return a Markdown table of all numbers."""
+    lines = ["| model | loss | decay | validation loss | moved | elsewhere | target | left | residual, times less |"]
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
-    for r in rows:
-        first = [r["model"], f"`{r['loss']}`", f"{r['weight_decay']:g}", f"{r['validation_loss']:.3f}"]
-        if r["ratio"] is None:
-            lines.append(f"| {' | '.join([*first, *['collapsed', '', '', '', '']])} |")
-            continue
-        moved, elsewhere, off = r["moved"], r["elsewhere"], r["target"]
-        left = f"**{r['ratio']:.2f}**" if r["ratio"] < 0.5 else f"{r['ratio']:.2f}"
-        fell = format(r["residual_fell"] or 1.0, ".1f")
-        numbers = [f"{moved:.3f}", f"{elsewhere:.2f}", f"{off:.2f}", left, fell]
-        lines.append(f"| {' | '.join([*first, *numbers])} |")
+    for one in rows:
+        cells = [one["model"], f"`{one['loss']}`", f"{one['weight_decay']:g}", f"{one['validation_loss']:.3f}"]
+        if one["ratio"] is None:
+            cells += ["collapsed", "", "", "", ""]
+        else:
+            cells += [f"{one['moved']:.3f}", f"{one['elsewhere']:.2f}", f"{one['target']:.2f}", _bold(one["ratio"])]
+            cells.append(f"{one['residual_fell'] or 1.0:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _bold(ratio: float) -> str:
+    return f"**{ratio:.2f}**" if ratio < 0.5 else f"{ratio:.2f}"
+
+
+def _write(document: Path, rows: list[dict[str, Any]]) -> None:
+    """Make the sections between markers anew; the prose around them is kept."""
+    text = document.read_text(encoding="utf-8")
+    about = f"Made on {date.today()}, {cpu()}, one thread for each training."
+    for name, content in (("about", about), ("overview", overview(rows)), ("models", table(rows))):
+        section = re.compile(rf"(<!-- rows: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = section.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)
+    document.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -231,7 +254,7 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default: %(default)s)")
     parser.add_argument("--rows", type=Path, default=Path("benchmarks-rows/models.jsonl"), help="where rows are kept")
-    parser.add_argument("--docs", type=Path, help="document whose section '<!-- rows: models -->' is written")
+    parser.add_argument("--docs", type=Path, help="document whose sections are written")
     options = parser.parse_args()
     cases = [Case(m, loss, wd) for m in options.models for loss in options.losses for wd in WEIGHT_DECAYS]
     options.rows.parent.mkdir(parents=True, exist_ok=True)
@@ -244,9 +267,7 @@ def main() -> None:
             sys.stdout.write(table([one]).splitlines()[-1] + "\n")
             sys.stdout.flush()
     if options.docs:
-        text = options.docs.read_text(encoding="utf-8")
-        section = re.compile(r"(<!-- rows: models -->\n).*?(<!-- end -->)", re.DOTALL)
-        options.docs.write_text(section.sub(lambda m: f"{m[1]}{table(rows)}\n{m[2]}", text), encoding="utf-8")
+        _write(options.docs, rows)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def provenance(workers: int) -> Row:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "hardware": {
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "cores": os.cpu_count(),
             "system": platform.system(),
             "threads": torch.get_num_threads(),
@@ -146,7 +146,8 @@ def _commit() -> Row:
 
 
 @cache
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the name of the processor."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

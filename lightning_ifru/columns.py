@@ -39,7 +39,9 @@ def numbers(column: pd.Series[Any]) -> Checked:
     found = pd.to_numeric(column, errors="coerce")
     values = found.to_numpy(dtype=np.float64, na_value=np.nan)
     bad = column.isna().to_numpy() | ~(np.abs(values) <= np.finfo(np.float32).max)
-    return Checked(found, bad, "values that are not finite numbers")
+    if found.dtype.kind in "iu" and not bad.any():  # nanoseconds since 1970 are no float64
+        values = found.to_numpy(dtype=np.dtype(f"{found.dtype.kind}8"))
+    return Checked(pd.Series(values), bad, "values that are not finite numbers")
 
 
 def times(column: pd.Series[Any]) -> Checked:

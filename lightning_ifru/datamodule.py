@@ -123,11 +123,11 @@ class InteractionDataModule(lightning.LightningDataModule):
     def table(self) -> InteractionTable:
         """All interactions with their splits; read from the source on first use."""
         if self._table is None:
+            frame = read_source(self._source, **self._columns)
             nodes = {}
             if isinstance(self._source, HeteroData):
                 counts = node_counts(self._source, self._columns["user"], self._columns["item"])
                 nodes = {"user_ids": range(counts[0]), "item_ids": range(counts[1])}
-            frame = read_source(self._source, **self._columns)
             self._table = InteractionTable(
                 frame, threshold=self._threshold, split=self._split, duplicates=self._duplicates, **nodes
             )

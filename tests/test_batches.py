@@ -157,16 +157,40 @@ def test_a_fit_from_the_same_seed_without_the_forgotten_is_paired_retraining(
         assert float((found - original.get_parameter(name)).norm()) > 1e-3
 
 
-def test_a_checkpoint_that_has_forgotten_leaves_the_same_gaps(planted):
+@pytest.mark.parametrize("split", ["random", "leave_one_out", "temporal", "given"])
+@pytest.mark.parametrize("duplicates", ["latest", "keep"])
+def test_a_checkpoint_that_has_forgotten_leaves_the_same_gaps(planted, split, duplicates):
     """In a new process, on the source as it was: which rows training had is known again."""
-    arguments = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 3}
-    first = InteractionDataModule(planted, rating="rating", threshold=3.0, **arguments)
+    rows = len(planted["user"])
+    more = {
+        "when": [k * 7 % 50 for k in range(rows)],
+        "split": [("train", "val", "test")[k % 7 % 3] for k in range(rows)],
+    }
+    # Every twentieth pair occurs twice.
+    source = {name: [*column, *column[::20]] for name, column in (planted | more).items()}
+    settings = {"rating": "rating", "threshold": 3.0, "timestamp": "when", "duplicates": duplicates}
+    first, whole, second = (
+        InteractionDataModule(source, **settings, split=name, seed=seed)
+        for name, seed in ((split, 3), (split, 3), ("random", 9))
+    )
+    assert len(whole.table) - len(set(zip(planted["user"], planted["item"], strict=True))) == (
+        len(planted["user"][::20]) if duplicates == "keep" else 0
+    )
     first.forget(UnlearningRequest(users=["person-004"]))
     first.commit(first.removal())
-    second = InteractionDataModule(planted, rating="rating", threshold=3.0, seed=9)
     second.load_state_dict(first.state_dict())
     assert not torch.equal(first.table.trained, first.table.split == 0)
+    assert torch.equal(first.table.trained, whole.table.trained)
     assert torch.equal(first.table.trained, second.table.trained)
+    columns = ("user", "item", "label")
+    for original, one, other in zip(*(labelled_rows(d, columns) for d in (whole, first, second)), strict=True):
+        assert one == other == [row for row in original if row[0] != 4]
+
+
+def labelled_rows(data, columns):
+    batches = TrainingBatches(data.table, 16, 0, seed=2)
+    for k in range(len(batches)):
+        yield list(zip(*(batches[k][name].tolist() for name in columns), strict=True))
 
 
 def test_a_fit_that_resumes_goes_on_with_the_epoch_it_had_come_to(make_data, make_model, make_trainer, tmp_path):

@@ -133,6 +133,10 @@ def test_the_splits_are_disjoint_and_complete():
     ("changes", "fragment"),
     [
         ({"split": "temporal"}, "split='temporal'"),
+        ({"split": "by_moon"}, "split='by_moon'"),
+        ({"split": "leave_one_out", "val_fraction": 0.3}, "val_fraction=0.3 does not apply"),
+        ({"split": "given", "test_fraction": 0}, "test_fraction=0 does not apply"),
+        ({"duplicates": "first"}, "duplicates='first' is not known; choose 'latest' or 'keep'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"num_negatives": -1}, "num_negatives=-1"),
@@ -146,6 +150,48 @@ def test_the_splits_are_disjoint_and_complete():
 def test_bad_arguments_are_refused_at_once(changes, fragment):
     with pytest.raises(DataError, match=fragment):
         labelled(**changes)
+
+
+TIMED, KEPT = {"timestamp": "when"}, {"duplicates": "keep"}
+LAST, OLDEST, GIVEN = {"split": "leave_one_out"}, {"split": "temporal", **TIMED}, {"split": "given"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "val", "test"),
+    [
+        (LAST, "at bs au bu", "as", "av"),
+        (LAST | TIMED, "at bs au bu", "av", "as"),
+        (LAST | TIMED | KEPT, "at bs au bu", "av", "as as"),
+        (LAST | {"test_fraction": 0}, "at bs au as bu", "av", ""),
+        (OLDEST | {"val_fraction": 0.17, "test_fraction": 0.34}, "at bs au", "bu", "as av"),
+        (OLDEST | KEPT | {"val_fraction": 0.17, "test_fraction": 0.34}, "at bs au", "bu", "as as av"),
+        (OLDEST | {"val_fraction": 0, "test_fraction": 0.17}, "at bs au bu av", "", "as"),
+        (GIVEN, "bs bu av", "au as", "at"),
+        (GIVEN | KEPT, "bs bu av", "au as as", "at"),
+        (GIVEN | TIMED, "as bs bu av", "au", "at"),
+        (GIVEN | TIMED | KEPT, "as as bs bu av", "au", "at"),
+    ],
+    ids=str,
+)
+def test_a_split_worked_out_by_hand(tmp_path, changes, train, val, test):
+    """Of ``as`` there are two, of which the first of the source is the later by time; ``b`` has too few to hold out."""
+    path = tmp_path / "events.csv"
+    path.write_text(
+        "user,item,when,split\na,s,2024-07-07,train\na,t,2024-01-01,test\nb,s,2024-03-03,train\na,u,2024-02-01,val\n"
+        "a,s,2024-06-01,val\nb,u,2024-04-01T00:00Z,train\na,v,2024-05-01,train\n"
+    )
+    data = InteractionDataModule(path, **changes)
+    for name, wanted in (("train", train), ("val", val), ("test", test)):
+        some = getattr(data, name)
+        found = [
+            data.user_ids[u] + data.item_ids[i] for u, i in zip(some.user.tolist(), some.item.tolist(), strict=True)
+        ]
+        assert sorted(found) == sorted(wanted.split()), name
+
+
+def test_a_given_split_needs_its_column():
+    with pytest.raises(DataError, match=r"no column 'split' .* add it"):
+        _ = implicit(split="given").num_users
 
 
 def test_a_bad_source_is_refused_on_first_use(tmp_path):
@@ -363,3 +409,28 @@ def test_an_item_only_held_out_stays_a_candidate_and_its_row_an_unknown_where_it
     if loss == "bpr":
         drawn = torch.cat([from_batches(data.train_dataloader())["negative"] for _ in range(5)])
         assert drawn.unique().tolist() == left
+
+
+@pytest.mark.parametrize("loss", ["bce", "bpr"])
+def test_what_occurs_twice_is_trained_on_twice_and_forgotten_at_once(planted, make_data, trained, loss):
+    twice = {name: [*column, *column[:40]] for name, column in planted.items()}
+    once, data = make_data(loss, source=twice), make_data(loss, source=twice, duplicates="keep")
+    assert len(data.table) - len(once.table) == 40
+    again = list(zip(data.train.user.tolist(), data.train.item.tolist(), strict=True))
+    repeated = {pair for pair in again if again.count(pair) == 2}
+    assert len(repeated) > 20
+    every = [pairs(one.train) | pairs(one.val) | pairs(one.test) for one in (data, once)]
+    assert every[0] == every[1]
+    assert not pairs(data.train) & (pairs(data.val) | pairs(data.test))
+    edges = [tuple(edge) for edge in data.graph().T.tolist()]
+    assert max(edges.count(edge) for edge in edges) == 2
+
+    user, item = sorted(repeated)[0]
+    trainer, _, data = trained(loss, data=data, max_epochs=2)
+    batch = from_batches(data.train_dataloader())
+    assert int(((batch["user"] == user) & (batch["item"] == item)).sum()) == 2
+    request = UnlearningRequest(interactions=[(data.user_ids[user], data.item_ids[item])])
+    report = trainer.unlearn(data, request=request)
+    assert report.num_forgotten == 2
+    assert (user, item) not in pairs(data.train)
+    assert len(data.train) == len(again) - 2

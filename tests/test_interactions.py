@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.ids import IdIndex
 from lightning_ifru.interactions import Interactions, InteractionTable
-from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.placement import ByHash, mix
+from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.splits import SPLITS, RandomSplit
 
 # Few ids, so that pairs repeat and users run out of interactions; 1, "1" and 1.0 are one and the same.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -147,6 +148,53 @@ def test_a_csv_file_of_one_column_names_whole_users_or_items(tmp_path):
     assert UnlearningRequest.from_file(str(path)) == UnlearningRequest(users=[5])
 
 
+def test_a_parquet_file_names_interactions_users_and_items(tmp_path):
+    path = tmp_path / "forget.parquet"
+    long = 2**53 + 1
+    users = pd.array([long, 0, None, long], dtype="Int64")
+    pd.DataFrame({"user": users, "item": ["a", None, "NA", "a"]}).to_parquet(path)
+    request = UnlearningRequest.from_file(path)
+    assert request == UnlearningRequest(users=[0], items=["NA"], interactions=[(long, "a")])
+    assert (request.users, request.interactions[0]) == ((0,), (long, "a"))
+    assert request.rows == {("interaction", (str(long), "a")): 0, ("user", "0"): 1, ("item", "NA"): 2}
+    assert not request.lines
+    assert request.named(("item", "NA")) == "item 'NA' (row 2)"
+    assert "rows" not in repr(request)
+
+    pd.DataFrame({"movieId": [5.0, 6.0]}).to_parquet(path)
+    assert UnlearningRequest.from_file(str(path), item="movieId") == UnlearningRequest(items=[5, 6])
+
+
+def test_an_entry_is_named_with_its_place(tmp_path):
+    (tmp_path / "a.csv").write_text("user,item\n1,x\n")
+    pd.DataFrame({"user": ["7"]}).to_parquet(tmp_path / "b.parquet")
+    read = [UnlearningRequest.from_file(tmp_path / name) for name in ("a.csv", "b.parquet")]
+    both = read[0] | read[1] | UnlearningRequest(items=[4])
+    assert [both.named(key) for key in both.texts] == [
+        "user '7' (row 0)",
+        "item 4",
+        "interaction ('1', 'x') (line 2)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "fragments"),
+    [
+        ({"who": ["1"]}, ["column 'user' or 'item'", "['who']"]),
+        ({"user": [1, None], "item": ["x", None]}, ["row 1 names neither"]),
+        ({"user": ["1", ""], "item": ["x", ""]}, ["row 1 names neither"]),
+        ({"user": [1], "film": [2]}, ["not 'item'", "['film']", "cannot be told apart"]),
+        ({"user": pd.Series([], dtype=str)}, ["empty"]),
+    ],
+)
+def test_a_bad_parquet_request_is_refused_as_csv_is(tmp_path, columns, fragments):
+    pd.DataFrame(columns).to_parquet(tmp_path / "r.parquet")
+    with pytest.raises(RequestError, match=r"'r\.parquet' is refused") as caught:
+        UnlearningRequest.from_file(tmp_path / "r.parquet")
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
 def test_a_json_file_remembers_lines(tmp_path):
     content = {"items": ['é"],[', 4.0], "interactions": [[1, "x"], ["users", 2]], "users": [-3, "y"]}
     path = tmp_path / "forget.json"
@@ -198,7 +246,7 @@ def test_a_bad_request_file_is_refused_by_name(tmp_path, name, content, fragment
         assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["nothing.csv", "nothing.json"])
+@pytest.mark.parametrize("name", ["nothing.csv", "nothing.json", "nothing.parquet"])
 def test_a_missing_request_file_is_said(tmp_path, name):
     with pytest.raises(RequestError, match=name):
         UnlearningRequest.from_file(tmp_path / name)

@@ -1,5 +1,7 @@
+import datetime
 import gzip
 import math
+import sys
 
 import numpy as np
 import pandas as pd
@@ -98,6 +100,7 @@ def test_a_bad_file_gets_one_sentence(tmp_path, content, fragments):
     ("name", "content", "fragment"),
     [
         ("data.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("data.parquet", b"PAR1" + b"x" * 99, "cannot be read as Parquet"),
         ("data", b"user,item\n1,2\n", "not supported"),
         ("data.csv.gz", b"user,item\n1,2\n", "cannot be read"),
         ("data.csv.gz", gzip.compress(b"user,item\n" + b"1,2\n" * 999)[:-9], "cannot be read"),
@@ -131,7 +134,7 @@ def test_what_is_not_there_is_said(tmp_path):
         ({"user": np.ones((2, 1)), "item": [1, 2]}, ["(2, 1)", "one dimension"]),
         ({"user": "ab", "item": [1, 2]}, ["is a str"]),
         ({"user": {1, 2}, "item": [1, 2]}, ["is a set"]),
-        ([1, 2], ["the source is a list"]),
+        ([1, 2], ["the source is a list", "CSV or Parquet file", "HeteroData"]),
     ],
 )
 def test_a_bad_mapping_gets_one_sentence(source, fragments):
@@ -152,3 +155,160 @@ def test_numbers_of_a_mapping_are_checked():
 def test_one_column_cannot_have_two_roles():
     with pytest.raises(DataError, match="two roles"):
         read_source({"user": [1]}, user="user", item="user")
+
+
+# --- Parquet
+
+
+def parquet(tmp_path, columns, name="data.parquet", **options):
+    path = tmp_path / name
+    pd.DataFrame(columns).to_parquet(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([1, 2], [1, 2]),
+        ([2**53 + 1, 2], [2**53 + 1, 2]),
+        (["007", "NA"], ["007", "NA"]),
+        ([1.0, 2.0], [1, 2]),
+        ([1.0, 2.5], [1.0, 2.5]),
+        (pd.Series(["a", "b"], dtype="category"), ["a", "b"]),
+    ],
+)
+def test_ids_of_a_parquet_file_keep_their_type(tmp_path, values, wanted):
+    path = parquet(tmp_path, {"who": values, "what": ["p", "q"], "other": [0, 0]})
+    for source in (path, str(path)):
+        frame = read_source(source, user="who", item="what")
+        assert list(frame.columns) == ["user", "item"]
+        got = frame["user"].tolist()
+        assert got == wanted
+        assert [type(value) for value in got] == [type(value) for value in wanted]
+
+
+def test_a_parquet_file_holds_numbers_and_times_of_its_own(tmp_path):
+    moments = pd.to_datetime(["2024-03-01", "2024-01-01", "2024-02-01"])
+    columns = {"user": [1, 2, 3], "item": [4, 5, 6], "r": [0.5, 1.0, 2.0], "t": moments}
+    for index in (None, "user", ["user", "t"]):
+        frame = pd.DataFrame(columns) if index is None else pd.DataFrame(columns).set_index(index)
+        frame.to_parquet(tmp_path / "x.PARQUET")
+        read = read_source(tmp_path / "x.PARQUET", user="user", item="item", rating="r", timestamp="t")
+        assert read["user"].tolist() == [1, 2, 3]
+        assert read["rating"].tolist() == [0.5, 1.0, 2.0]
+        assert read["timestamp"].argsort().tolist() == [1, 2, 0]
+
+
+def test_a_folder_of_parquet_files_is_one_source(tmp_path):
+    folder = tmp_path / "data.parquet"
+    folder.mkdir()
+    for k in range(2):
+        parquet(folder, {"user": [k], "item": ["a"]}, f"part-{k}.parquet")
+    assert read_source(folder, user="user", item="item")["user"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "fragments"),
+    [
+        ({"user": [1], "film": [1]}, ["'data.parquet' has no column 'item'", "'user', 'film'", "item=..."]),
+        ({"user": [1, None, 2**53 + 1], "item": [1, 2, 3]}, ["'user' (user) has 1 missing ids", "first in row 1"]),
+        ({"user": ["a", ""], "item": [1, 2]}, ["1 missing ids", "row 1"]),
+        ({"user": ["a", None], "item": [1, 2]}, ["1 missing ids", "row 1"]),
+        ({"user": [1, 2], "item": [1, 2], "r": [1.0, None]}, ["'r' (rating) has 1 values that are not", "row 1"]),
+        ({"user": pd.Series([], dtype=int), "item": pd.Series([], dtype=int)}, ["no interactions"]),
+    ],
+)
+def test_a_bad_parquet_file_gets_one_sentence(tmp_path, columns, fragments):
+    rating = "r" if "r" in columns else None
+    path = parquet(tmp_path, columns)
+    with pytest.raises(DataError) as caught:
+        read_source(path, user="user", item="item", rating=rating)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_needs_pyarrow_and_to_be_there(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"there is no file .*nothing\.parquet"):
+        read_source(tmp_path / "nothing.parquet", user="user", item="item")
+    path = parquet(tmp_path, {"user": [1], "item": [1]})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"cannot be read without pyarrow; .* 'lightning-ifru\[parquet\]'"):
+        read_source(path, user="user", item="item")
+
+
+# --- times and splits
+
+_DAY = 86_400_000_000_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3, 1, 2],
+        ["3", "1.5", "2e0"],
+        ["2024", "2022", "2023"],
+        np.array([1_700_000_000_000_000_003, 1_700_000_000_000_000_001, 1_700_000_000_000_000_002]),
+        pd.array([3, 1, 2], dtype="Int64"),
+        torch.tensor([3.0, 1.0, 2.0]),
+        ["2024-01-03", "2024-01-01T23:59:59.5", "2024-01-02 00:00"],
+        ["2024-01-01T12:00+02:00", "2024-01-01T07:00Z", "2024-01-01T09:59:59"],
+        pd.to_datetime(["2024-01-03", "2024-01-01", "2024-01-02"]).to_series(),
+        pd.to_datetime(["2024-01-03", "2024-01-01", "2024-01-02"]).tz_localize("Asia/Tokyo").to_series(),
+        np.array(["2024-01-03", "2024-01-01", "2024-01-02"], dtype="datetime64[s]"),
+        [datetime.datetime(2024, 1, 3), datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 2)],
+        [datetime.date(2024, 1, 3), datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)],
+    ],
+    ids=str,
+)
+def test_times_are_numbers_in_their_order(values):
+    source = {"user": [1, 2, 3], "item": [1, 2, 3], "t": values}
+    read = read_source(source, user="user", item="item", timestamp="t")["timestamp"]
+    assert np.issubdtype(read.dtype, np.number)
+    assert read.argsort().tolist() == [1, 2, 0]
+    assert read.is_unique
+
+
+def test_text_without_a_zone_is_of_utc_and_numeric_text_a_number(tmp_path):
+    path = write(tmp_path, "user,item,t,n\n1,1,1970-01-02,7\n2,2,1970-01-02T01:00+01:00,0008\n")
+    assert read_source(path, user="user", item="item", timestamp="t")["timestamp"].tolist() == [_DAY, _DAY]
+    assert read_source(path, user="user", item="item", timestamp="n")["timestamp"].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("values", "fragments"),
+    [
+        (["2024-01-01", "2024-01-02", "7"], ["1 values that are not ISO 8601 times as the others are", "line 4"]),
+        (["2024-01-01", "1.1.2024", "2024-01-02"], ["1 values that are not ISO 8601 times", "line 3"]),
+        (["2024-01-01", "2024-13-01", "", "2024-02-29"], ["2 values that are not ISO 8601 times", "line 3"]),
+        (["2024-01-01", "2024-01-02", ""], ["1 values that are not ISO 8601 times", "line 4"]),
+        (["5", "2024-01-02", "6"], ["1 values that are not finite numbers as the others are", "line 3"]),
+        (["5", "6", "x"], ["1 values that are not finite numbers, ", "line 4"]),
+        (["5", "inf", "6"], ["1 values that are not finite numbers, ", "line 3"]),
+        (["x", "y", ""], ["3 values that are not finite numbers", "line 2"]),
+    ],
+)
+def test_bad_times_get_one_sentence(tmp_path, values, fragments):
+    text = "user,item,t\n" + "".join(f"{k},{k},{value}\n" for k, value in enumerate(values))
+    with pytest.raises(DataError, match=r"column 't' \(timestamp\)") as caught:
+        read_source(write(tmp_path, text), user="user", item="item", timestamp="t")
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def test_times_of_a_mapping_may_not_be_missing_or_mixed():
+    for values in ([pd.Timestamp(0), None], np.array(["2024-01-01", "NaT"], "datetime64[ns]"), [pd.Timestamp(0), "x"]):
+        with pytest.raises(DataError, match=r"1 values that are not ISO 8601 times .* row 1"):
+            read_source({"user": [1, 2], "item": [1, 2], "t": values}, user="user", item="item", timestamp="t")
+
+
+def test_a_given_split_is_read_by_its_words(tmp_path):
+    path = write(tmp_path, "user,item,split\n1,2,val\n3,4,train\n5,6,test\n")
+    mapping = {"user": [1, 3, 5], "item": [2, 4, 6], "split": pd.Categorical(["val", "train", "test"])}
+    for source in (path, mapping):
+        assert read_source(source, user="user", item="item", split="split")["split"].tolist() == [1, 0, 2]
+    path = write(tmp_path, "user,item,split\n1,2,val\n3,4,Train\n5,6,\n")
+    with pytest.raises(DataError, match=r"'split' \(split\) has 2 values other than train, val, test, .* line 3"):
+        read_source(path, user="user", item="item", split="split")
+    with pytest.raises(DataError, match=r"no column 'split' .* add it"):
+        read_source({"user": [1], "item": [2]}, user="user", item="item", split="split")

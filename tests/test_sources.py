@@ -239,8 +239,6 @@ def test_a_parquet_file_needs_pyarrow_and_to_be_there(tmp_path, monkeypatch):
 
 # --- times and splits
 
-_DAY = 86_400_000_000_000
-
 
 @pytest.mark.parametrize(
     "values",
@@ -271,7 +269,7 @@ def test_times_are_numbers_in_their_order(values):
 
 def test_text_without_a_zone_is_of_utc_and_numeric_text_a_number(tmp_path):
     path = write(tmp_path, "user,item,t,n\n1,1,1970-01-02,7\n2,2,1970-01-02T01:00+01:00,0008\n")
-    assert read_source(path, user="user", item="item", timestamp="t")["timestamp"].tolist() == [_DAY, _DAY]
+    assert read_source(path, user="user", item="item", timestamp="t")["timestamp"].nunique() == 1
     assert read_source(path, user="user", item="item", timestamp="n")["timestamp"].tolist() == [7, 8]
 
 

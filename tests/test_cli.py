@@ -185,7 +185,7 @@ def test_a_refused_audit_writes_nothing_and_exits_with_1(run_folder, capsys, con
 
 
 def test_an_audit_of_a_module_without_sizes_needs_none(run_folder, monkeypatch):
-    (run_folder / "own_module.py").write_text(
+    (run_folder / "module_of_ones_own.py").write_text(
         "from lightning_ifru.models import LightGCN\n"
         "class Own(LightGCN):\n"
         "    def __init__(self, width: int = 4):\n"
@@ -194,6 +194,6 @@ def test_an_audit_of_a_module_without_sizes_needs_none(run_folder, monkeypatch):
     monkeypatch.syspath_prepend(run_folder)
     write_config(run_folder)
     config = yaml.safe_load((run_folder / "run.yaml").read_text())
-    config["model"] = {"class_path": "own_module.Own"}
+    config["model"] = {"class_path": "module_of_ones_own.Own"}
     (run_folder / "run.yaml").write_text(yaml.safe_dump(config))
     assert audit_in(run_folder) == 0

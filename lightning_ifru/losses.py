@@ -35,7 +35,7 @@ class Loss:
         probabilistic: whether targets are probabilities, and those below 0 or above 1 an error.
 
     Raises:
-        ObjectiveError: the kind is none of these.
+        ObjectiveError: the kind is none of these, or the function cannot be called.
 
     Example:
         >>> squared_gap = Loss("squared gap", lambda positive, negative: (1 - positive + negative) ** 2, "pairwise")
@@ -52,6 +52,10 @@ class Loss:
         if self.kind not in ("pointwise", "pairwise", "listwise"):
             raise ObjectiveError(
                 f"the loss '{self.name}' got kind={self.kind!r}; wanted 'pointwise', 'pairwise' or 'listwise'."
+            )
+        if not callable(self.function):
+            raise ObjectiveError(
+                f"the loss '{self.name}' got {self.function!r} as its function; wanted a callable of two tensors."
             )
 
     @property
@@ -107,7 +111,11 @@ class Loss:
         return losses
 
 
-def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
+#: What a model may be given as its loss: a name, a function of scores and targets, or a loss.
+LossSpec = str | LossFunction | Loss
+
+
+def resolve_loss(loss: LossSpec) -> Loss:
     r"""Turn a loss's name, or a function of scores and targets, into a :class:`Loss`.
 
     With labels ``y`` of interactions, or with sampled negatives ``j`` of implicit ones:
@@ -133,7 +141,7 @@ def resolve_loss(loss: str | LossFunction | Loss) -> Loss:
         return loss
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
-    if loss not in _LOSSES:
+    if not isinstance(loss, str) or loss not in _LOSSES:
         raise ObjectiveError(f"got loss={loss!r}; wanted one of {sorted(_LOSSES)} or a callable (scores, targets).")
     return _LOSSES[loss]
 

@@ -9,15 +9,14 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch_geometric.nn import MessagePassing
+from torch import Tensor
 
 from lightning_ifru.errors import ObjectiveError
-from lightning_ifru.losses import Loss, resolve_loss
+from lightning_ifru.losses import Loss, LossSpec, resolve_loss
 from lightning_ifru.node_rows import node_kinds
 from lightning_ifru.objective import Chunk, NodeKind, Objective, check_rows
 from lightning_ifru.parameters import Parameters
+from lightning_ifru.stateless import Stateless, decoder_parameters, refuse_kept_graphs
 from lightning_ifru.weight_decay import l2_decays, l2_penalty
 
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ else:
     _Base = object
 
 Batch = dict[str, Tensor]
+
+#: Where a checkpoint keeps the name of the loss.
+_LOSS = "lightning_ifru_loss"
 
 
 class IFRUMixin(_Base):
@@ -43,12 +45,12 @@ class IFRUMixin(_Base):
             :meth:`resolved_loss` reads it.
         node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
             ``None``: inferred from the embedding tables, where their sizes leave no doubt.
-        message_passing_hops: how many edges away a node's representation reaches; ``None``: not known.
+        message_passing_hops: how many edges away a node's representation reaches; ``None``: found by experiment.
 
     Source: arXiv 2307.02147; the encoder-decoder form is that of Hamilton, *Graph Representation Learning*, 2020.
     """
 
-    loss: str | Callable[[Tensor, Tensor], Tensor] | Loss = "bpr"
+    loss: LossSpec = "bpr"
     node_parameters: Mapping[str, NodeKind] | None = None
     message_passing_hops: int | None = None
     _edges: tuple[Tensor, Tensor] | None = None
@@ -104,7 +106,7 @@ class IFRUMixin(_Base):
         loss = self._batch_loss(batch)
         weights = self.batch_weights(batch, self._data().num_users, self._data().num_items)
         if weights is not None:
-            own: Any = self.node_regularization()
+            own = self._node_penalty(len(weights))
             loss = loss + own @ weights.to(own.dtype)
         if self.regularizes:
             loss = loss + self.regularization()
@@ -129,8 +131,23 @@ class IFRUMixin(_Base):
         h = self._representations()
         return self.decode(h[batch["user"]], h[batch["item"] + self._data().num_users])
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the name of the loss, which hyper-parameters can hold as a name only."""
+        checkpoint[_LOSS] = self.resolved_loss().name
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse, before any weight is loaded, a checkpoint that remembers what the data have forgotten since."""
+        """Refuse, before any weight is loaded, a checkpoint that remembers what the data have forgotten since.
+
+        Raises:
+            DataError: it does.
+            ObjectiveError: it was trained with another loss.
+        """
+        trained, mine = checkpoint.get(_LOSS), self.resolved_loss().name
+        if trained not in (None, mine):
+            raise ObjectiveError(
+                f"the checkpoint was trained with the loss '{trained}' and {type(self).__name__} has '{mine}'; give "
+                "the module the loss it was trained with, loss=..."
+            )
         trainer = getattr(self, "_trainer", None)
         data: Any = getattr(trainer, "datamodule", None)
         if hasattr(data, "check_checkpoint"):
@@ -179,15 +196,21 @@ class IFRUMixin(_Base):
             ObjectiveError: the module has no trainable parameters, leaves a doubt which hold node rows, has an
                 optimiser whose decay is no term of a risk, or a layer that keeps a graph.
         """
-        self._refuse_kept_graphs()
+        refuse_kept_graphs(self)
         parameters = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
         if not parameters:
             raise ObjectiveError(
                 f"{type(self).__name__} is frozen: none of its parameters requires a gradient; unfreeze what was "
                 "trained before unlearning."
             )
-        call = _Method(self)
-        dense = self._decoder_parameters(call, parameters, edge_index)
+        learnt = [n for n in parameters if n.startswith("loss.") and "loss" in self._modules]
+        if learnt:
+            raise ObjectiveError(
+                f"the loss of {type(self).__name__} has parameters of its own ({', '.join(learnt)}); wanted a function "
+                "of scores alone: put them into decode."
+            )
+        call = Stateless(self)
+        dense = () if self.scores_dot_products else decoder_parameters(call, parameters, edge_index)
         decays = l2_decays(self, self.configure_optimizers())
 
         def encode(p: Parameters, graph: Tensor) -> Tensor:
@@ -197,7 +220,7 @@ class IFRUMixin(_Base):
             return call.on(p, "decode", src, dst) if dense else self.decode(src, dst)
 
         def node_regularization(p: Parameters) -> Tensor:
-            return call.on(p, "node_regularization")
+            return call.on(p, "_node_penalty", num_users + num_items)
 
         def regularization(p: Parameters) -> Tensor:
             own = call.on(p, "regularization") if self.regularizes else 0.0
@@ -250,6 +273,17 @@ class IFRUMixin(_Base):
             fresh.reset_parameters()  # type: ignore[operator]
             return fresh.get_parameter(".".join(path[depth:]))[rows.cpu()].detach()
 
+    def _node_penalty(self, num_nodes: int) -> Tensor:
+        """Return :meth:`node_regularization` where there is one, after a look at its shape."""
+        penalty = self.node_regularization()
+        got = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__
+        if not isinstance(penalty, Tensor) or got != (num_nodes,):
+            raise ObjectiveError(
+                f"node_regularization of {type(self).__name__} returned {got}; wanted one penalty for each user and "
+                f"then each item, shape {(num_nodes,)}: sum over the columns of a row, .square().sum(1)."
+            )
+        return penalty
+
     def _data(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "graph"):
@@ -290,49 +324,12 @@ class IFRUMixin(_Base):
         """Whether :meth:`node_regularization` is the module's own."""
         return type(self).node_regularization is not IFRUMixin.node_regularization
 
-    def _refuse_kept_graphs(self) -> None:
-        """Refuse PyG layers that answer with the graph they have first seen, whatever graph they are given."""
-        for name, part in self.named_modules():
-            kept = (value is not None for key, value in vars(part).items() if key.startswith("_cached"))
-            if isinstance(part, MessagePassing) and (getattr(part, "cached", False) or any(kept)):
-                raise ObjectiveError(
-                    f"the layer '{name}' of {type(self).__name__} is a {type(part).__name__}(cached=True), which keeps "
-                    "the graph with what is to be forgotten; build the module with cached=False and load the weights."
-                )
-
-    def _decoder_parameters(self, call: _Method, parameters: Parameters, edge_index: Tensor) -> tuple[str, ...]:
-        """Find the parameters that the scores depend on beside the representations, by asking autograd."""
-        if self.scores_dot_products:
-            return ()
-        with torch.no_grad():
-            h = self.encode(edge_index)
-        with torch.enable_grad():
-            leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
-            score = call.on(leaves, "decode", h[:1], h[-1:]).sum()
-            if not score.requires_grad:
-                return ()
-            found = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
-        return tuple(name for name, gradient in zip(leaves, found, strict=True) if gradient is not None)
-
-
-class _Method(nn.Module):
-    """Calls a module's methods with other parameters in place of its own."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, method: str, *inputs: Tensor) -> Tensor:
-        return getattr(self.module, method)(*inputs)
-
-    def on(self, parameters: Parameters, method: str, *inputs: Tensor) -> Tensor:
-        """Return ``module.method(*inputs)`` at ``parameters``."""
-        return functional_call(self, {f"module.{name}": p for name, p in parameters.items()}, (method, *inputs))
-
 
 def _takes_two(function: Callable[..., Any]) -> bool:
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(None, None)
+        signature.bind(None, None)
     except TypeError:
         return False
-    return True
+    # A method whose targets have a default would do with two, too.
+    return next(iter(signature.parameters)) != "self"

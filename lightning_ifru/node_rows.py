@@ -46,6 +46,12 @@ def node_kinds(
     kinds: dict[str, NodeKind] = {}
     for name, parameter in named.items():
         fitting = [kind for kind, size in sizes.items() if parameter.dim() and parameter.shape[0] == size]
+        if not fitting and name in tables and parameter.shape[0] >= min(sizes.values()):
+            raise ObjectiveError(
+                f"the embedding '{name}' of {type(module).__name__} has {parameter.shape[0]} rows, and the data have "
+                f"{num_users} users and {num_items} items; build it without spare rows, so that a forgotten person's "
+                "can be found, or declare node_parameters = {...} without it if it holds nobody's."
+            )
         if not fitting:
             continue
         if len(fitting) > 1 or name not in tables:

@@ -9,7 +9,8 @@ batches, in which a node weighs
     p_v = \frac{1}{B} \left[ 1 - \binom{n - n_v}{B} \binom{n}{B}^{-1} \left(1 - \frac{1}{M}\right)^{B K} \right]
 
 with :math:`n_v` of the :math:`n` examples, and for an item among the :math:`M` candidates of :math:`K` negatives for
-each example. So the weight depends on what is forgotten.
+each example. So the weight depends on what is forgotten. It is the *inclusion probability* of sampling theory, over
+:math:`B`, for full batches: an epoch's last one, which may be smaller, is taken for one of them.
 """
 
 from __future__ import annotations

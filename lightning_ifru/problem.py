@@ -62,9 +62,10 @@ class Problem:
 
     def affected(self, objective: Objective, hops: int) -> Tensor:
         """Mark the nodes whose representation an encoder of ``hops`` layers can change, ``[num_nodes]``."""
-        positive = self.forgotten[self.forgotten.label > 0]
-        endpoints = torch.cat([positive.user, positive.item + objective.num_users])
-        return affected_nodes(self.before, endpoints, objective.num_nodes, hops)
+        # The graphs themselves say which edges have gone: whether a rating is one is a matter of the data.
+        degrees = (torch.bincount(edges[0], minlength=objective.num_nodes) for edges in (self.before, self.after))
+        before, after = degrees
+        return affected_nodes(self.before, (before != after).nonzero().flatten(), objective.num_nodes, hops)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def infer_hops(
     to the moved ones (a mean over all nodes, a norm over the graph, a graph of the encoder's own); where the reach is
     as long as the path; where the loss of an edge is noticed farther away than a moved row; where rows of users or of
     items are no parameters; where nodes are too few for five paths; and where the encoder fails on a graph that is not
-    its data's. It costs a few encodings of a graph with hardly any edges.
+    its data's. An encoder that does something else only for nodes of three edges or more is not seen through: those of
+    the paths have two. It costs a few encodings of a graph with hardly any edges.
 
     Args:
         encode: ``(parameters, edge_index [2, 2E]) -> [num_users + num_items, d]``.

@@ -63,7 +63,7 @@ class Unlearning:
         before = data.graph().to(device)
         kept = table.select("train", positive=True, without=removal)
         objective, parameters = module.objective(before, data.num_users, data.num_items)
-        _check_batches(objective, data)
+        _check_batches(module, objective, data)
         if type(module).training_step is not IFRUMixin.training_step:
             _check_training_step(module, data, objective, parameters, before)
         erased = torch.zeros(objective.num_nodes, dtype=torch.bool)
@@ -247,10 +247,23 @@ class Unlearning:
         )
 
 
-def _check_batches(objective: Objective, data: InteractionDataModule) -> None:
-    """Let the loss refuse what the data's batches do not hold: labels or negatives."""
-    label = torch.zeros(1)
-    objective.loss(torch.zeros(1, 1 if data.labelled else 2), label if data.labelled else None)
+def _check_batches(module: IFRUMixin, objective: Objective, data: InteractionDataModule) -> None:
+    """Let the loss refuse what the data's batches do not hold, and refuse one with weights of its own.
+
+    Raises:
+        ObjectiveError: labels or negatives are lacking, or the loss depends on parameters of the module.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    one = next(iter(trained.values())).detach()
+    columns = 1 if data.labelled else 1 + data.num_negatives
+    value = objective.loss(one.new_zeros(1, columns), one.new_zeros(1) if data.labelled else None)
+    if value.requires_grad:
+        found = torch.autograd.grad(value.sum(), list(trained.values()), allow_unused=True)
+        names = [name for name, gradient in zip(trained, found, strict=True) if gradient is not None]
+        raise ObjectiveError(
+            f"the loss '{objective.loss.name}' of {objective.name} depends on its parameters ({', '.join(names)}); "
+            "wanted a function of scores alone: put them into decode."
+        )
 
 
 def _check_training_step(

@@ -87,3 +87,14 @@ def test_a_listwise_loss_that_returns_one_per_negative_is_refused():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ObjectiveError, match="'mine' got kind='triple'; wanted 'pointwise', 'pairwise' or 'listwise'"):
         Loss("mine", lambda p, n: p, "triple")
+
+
+@pytest.mark.parametrize("loss", [["bce"], None, 3])
+def test_what_is_no_loss_is_refused(loss):
+    with pytest.raises(ObjectiveError, match=r"wanted one of .* or a callable"):
+        resolve_loss(loss)
+
+
+def test_a_loss_without_a_function_is_refused():
+    with pytest.raises(ObjectiveError, match="the loss 'mine' got None as its function; wanted a callable"):
+        Loss("mine", None)

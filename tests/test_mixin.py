@@ -7,7 +7,7 @@ import torch_geometric
 from torch import nn
 
 from lightning_ifru import IFRU, IFRUMixin, ObjectiveError, UnlearningRequest
-from lightning_ifru.losses import resolve_loss
+from lightning_ifru.losses import Loss, resolve_loss
 from lightning_ifru.models import LightGCN
 from lightning_ifru.objective import Examples
 from lightning_ifru.unlearning import Unlearning
@@ -157,6 +157,96 @@ def test_objective_on_the_training_set_is_the_training_loss_plus_l2(make_data, m
 class PenalizedNodes(Own):
     def node_regularization(self):
         return 0.3 * self.table.weight.square().sum(1)
+
+
+class NoPenalty(Own):
+    def node_regularization(self):
+        return None
+
+
+class OnePenalty(Own):
+    def node_regularization(self):
+        return self.table.weight.square().sum()
+
+
+@pytest.mark.parametrize(("cls", "got"), [(NoPenalty, "NoneType"), (OnePenalty, r"\(\)")])
+def test_a_penalty_of_nodes_of_another_shape_is_refused(make_data, make_trainer, cls, got):
+    data = make_data()
+    model = attached(cls(), data, make_trainer())
+    message = rf"node_regularization of {cls.__name__} returned {got}; wanted one .* shape \({USERS + ITEMS},\)"
+    with pytest.raises(ObjectiveError, match=message):
+        model.training_step(everything(data, "bce"), 0)
+    objective, parameters = model.objective(data.graph(), USERS, ITEMS)
+    with pytest.raises(ObjectiveError, match=message):
+        objective.node_regularization(parameters)
+
+
+class Tempered(Own):
+    def build(self):
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+
+    def loss(self, scores, targets):
+        return nn.functional.binary_cross_entropy_with_logits(scores * self.temperature, targets, reduction="none")
+
+
+class TemperedModule(Own):
+    def build(self):
+        self.loss = TemperedLoss()
+
+
+class TemperedLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, scores, targets):
+        return (self.temperature * scores - targets).square()
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Tempered, "temperature"), (TemperedModule, "loss.temperature")])
+def test_a_loss_with_weights_of_its_own_is_refused_before_anything_is_unlearned(trained, snapshot, cls, name):
+    trainer, model, data = trained(model=cls(), max_epochs=1)
+    data.forget(UnlearningRequest(users=[data.user_ids[0]]))
+    state = snapshot(model=model, data=data, trainer=trainer)
+    with pytest.raises(ObjectiveError, match=rf"the loss .*{cls.__name__}.*\({name}\).* put them into decode"):
+        trainer.unlearn(data)
+    state.check()
+
+
+def test_a_loss_that_is_made_for_four_negatives_is_unlearned_with_four(trained, make_data):
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    model = Own()
+    model.loss = Loss("weighted", lambda p, n: nn.functional.softplus(n - p.unsqueeze(1)) @ weights, "listwise")
+    trainer, _, data = trained("bpr", data=make_data("bpr", num_negatives=4), model=model, max_epochs=3)
+    report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[0]]))
+    assert report.direct_norm > 0
+
+
+@pytest.mark.parametrize("rows", [USERS + 1, USERS + ITEMS + 2])
+def test_an_embedding_with_spare_rows_leaves_a_doubt_and_is_refused(make_data, rows):
+    data, model = make_data(), Own()
+    model.spare = nn.Embedding(rows, 4)
+    with pytest.raises(ObjectiveError, match=rf"the embedding 'spare.weight' of Own has {rows} rows.*spare rows"):
+        model.objective(data.graph(), USERS, ITEMS)
+    model.node_parameters = {"table.weight": "node"}
+    objective, _ = model.objective(data.graph(), USERS, ITEMS)
+    assert objective.node_parameters == {"table.weight": "node"}
+
+
+def squared_error(scores, targets):
+    return (scores - targets).square()
+
+
+def test_a_checkpoint_of_another_loss_is_refused(trained, make_trainer, make_model, make_data, tmp_path):
+    model = make_model()
+    model.loss = squared_error
+    trainer, _, _ = trained(model=model, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    with pytest.raises(ObjectiveError, match=r"with the loss 'squared_error' and LightGCN has 'bce'; give .* loss="):
+        make_trainer().validate(make_model(), datamodule=make_data(), ckpt_path=tmp_path / "mine.ckpt")
+    again = make_model()
+    again.loss = squared_error
+    make_trainer().validate(again, datamodule=make_data(), ckpt_path=tmp_path / "mine.ckpt", verbose=False)
 
 
 @pytest.mark.parametrize("loss", ["bce", "bpr"])

@@ -192,3 +192,16 @@ def test_sides_know_how_often_batches_hold_a_node_only_where_that_is_penalised()
         assert float(wanted.std()) > 0.01
     assert sides.retained.presence[USERS + 3] > 0 == sides.retained_after.presence[USERS + 3]
     assert plain.retained.negative.equal(sides.retained.negative)
+
+
+def test_what_the_graph_loses_affects_whatever_its_label():
+    """Of ratings without a threshold every one is an edge, those below zero too."""
+    world = oracles.planted(USERS, ITEMS, 0.08, seed=3)
+    rated = replace(world, data=replace(world.data, label=world.data.label - 3))
+    problem = world.problem(world.some(0))
+    gone = torch.zeros(len(world.data), dtype=torch.bool)
+    gone[0] = True
+    every = [oracles.bipartite_edge_index(d.user, d.item, USERS) for d in (rated.data, rated.data[~gone])]
+    problem = replace(problem, interactions=rated.data, forget=gone, before=every[0], after=every[1])
+    ends = {int(rated.data.user[0]), USERS + int(rated.data.item[0])}
+    assert set(problem.affected(objective("mse"), 0).nonzero().flatten().tolist()) == ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_ifru.graph import affected_nodes
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.problem import Problem
@@ -24,13 +25,9 @@ def node_hops(objective: Objective, problem: Problem) -> Tensor:
     Returns:
         Positions in :data:`HOPS`, int64 ``[num_nodes]``: 3 stands for everything further, and for what is out of reach.
     """
-    source, destination = problem.before
-    hops = torch.full((objective.num_nodes,), len(HOPS) - 1, device=source.device)
-    hops[problem.node_counts(objective, problem.forgotten) > 0] = 0
-    for distance in range(1, len(HOPS) - 1):
-        reached = destination[hops[source] == distance - 1]
-        hops[reached] = hops[reached].clamp(max=distance)
-    return hops
+    ends = problem.node_counts(objective, problem.forgotten).nonzero().flatten()
+    within = [affected_nodes(problem.before, ends, objective.num_nodes, hops) for hops in range(len(HOPS) - 1)]
+    return len(within) - torch.stack(within).sum(0)
 
 
 def influence_by_hop(b: Tensor, objective: Objective, parameters: Parameters, problem: Problem) -> dict[str, float]:

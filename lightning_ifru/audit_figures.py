@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from lightning_ifru.audit_verdict import MEMBERSHIP_TOLERANCE, measured
+from lightning_ifru.figures import AFTER, BEFORE
 
 if TYPE_CHECKING:
     from lightning_ifru.audit_report import AuditReport
 
-_COLOURS = {"original": "#ee8866", "new graph only": "#ddaa33", "unlearned": "#4477aa"}
+_COLOURS = {"original": BEFORE, "new graph only": "#ddaa33", "unlearned": AFTER}
 _RETRAINED = "#228833"
 _TITLES = {"test": "pairs held back for testing", "forgotten": "forgotten pairs"}
 
@@ -69,20 +67,6 @@ def closeness_figure(report: AuditReport) -> Figure:
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def embedded(figure: Figure) -> str:
-    """Return a figure as a ``data:`` address that stands for itself in a page.
-
-    Example:
-        >>> embedded(Figure()).partition(",")[0]
-        'data:image/svg+xml;base64'
-    """
-    buffer = io.BytesIO()
-    # The same report is the same page: no date, and no random names within the drawing.
-    with matplotlib.rc_context({"svg.hashsalt": "audit"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _panel(rows: int) -> tuple[Figure, Any]:

@@ -8,8 +8,9 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from lightning_ifru.audit_figures import attack_figure, belief_figure, closeness_figure, embedded
+from lightning_ifru.audit_figures import attack_figure, belief_figure, closeness_figure
 from lightning_ifru.audit_report import number
+from lightning_ifru.figures import embedded
 
 if TYPE_CHECKING:
     from lightning_ifru.audit_report import AuditReport

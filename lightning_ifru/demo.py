@@ -28,6 +28,7 @@ from torch import Tensor
 from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
+from lightning_ifru.figures import AFTER, BEFORE
 from lightning_ifru.influence import IFRU
 from lightning_ifru.metrics import pair_scores
 from lightning_ifru.models import LightGCN, MatrixFactorization
@@ -309,7 +310,7 @@ def _figure(report: UnlearningReport, before: _Look, after: _Look) -> Figure:
     left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 3.4))
     report.draw_residual(left)
     bins = np.linspace(0, 1, 26).tolist()
-    for look, label, colour in ((before, "before", "#ee8866"), (after, "after", "#4477aa")):
+    for look, label, colour in ((before, "before", BEFORE), (after, "after", AFTER)):
         middle.hist(look.belief.tolist(), bins=bins, alpha=0.65, label=label, color=colour)
         if len(look.belief):
             middle.axvline(float(look.belief.mean()), color=colour, linestyle="--", linewidth=1)

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
+from lightning_ifru.figures import AFTER, BEFORE
 from lightning_ifru.report_table import METRIC_NAMES, score_name, short
 
 if TYPE_CHECKING:
     from lightning_ifru.report import UnlearningReport
-
-BEFORE, AFTER = "#ee8866", "#4477aa"
 
 
 def report_figure(report: UnlearningReport) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-from lightning_ifru.audit_figures import embedded
+from lightning_ifru.figures import embedded
 from lightning_ifru.report_figures import report_figure
 from lightning_ifru.report_table import METRIC_HEADINGS, metrics, summary, title
 

@@ -99,7 +99,7 @@ class Case:
         """Return the model, untrained."""
         module = MODELS[self.model](data)
         module.loss = self.loss
-        module.configure_optimizers = lambda: _adam(module, self.weight_decay)  # type: ignore[method-assign]
+        module.configure_optimizers = lambda: _adam(module, self.weight_decay)
         return module
 
     def train(self, without: UnlearningRequest | None = None) -> tuple[IFRUMixin, Data]:
@@ -174,8 +174,8 @@ def row(case: Case) -> dict[str, Any]:
         return float(score_distance(scores(case, *retrained, where), scores(case, original, data, where)))
 
     far = moved(pairs.forgotten)
-    # A penalty can be so strong that every embedding has gone to zero; there is nothing to be forgotten then.
-    collapsed = far < 1e-6
+    # A penalty can be so strong that everybody is given nearly the same score; there is nothing to be forgotten then.
+    collapsed = float(scores(case, original, data, pairs.test).std()) < 0.05
     with quiet_trainer() as trainer:
         trainer.limit_val_batches = 1.0
         loss = trainer.validate(original, datamodule=data, verbose=False)[0]["val_loss"]

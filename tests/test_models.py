@@ -3,15 +3,17 @@
 import copy
 import io
 import pickle
+import re
 
 import lightning
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import NUM_ITEMS, NUM_USERS
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
-from lightning_ifru import IFRU, IFRUCallback, UnlearningRequest
+from lightning_ifru import IFRU, IFRUCallback, UnlearningError, UnlearningRequest
 from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
 
 KINDS = {"mf": MatrixFactorization, "lightgcn": LightGCN, "ngcf": NGCF, "neumf": NeuMF}
@@ -52,6 +54,20 @@ def test_matrix_factorization_encodes_its_table_and_decodes_by_dot_product(make_
     assert h is model.embedding.weight
     by_hand = [sum(a * b for a, b in zip(h[k].tolist(), h[k + 1].tolist(), strict=True)) for k in range(5)]
     assert model.decode(h[:5], h[1:6]).tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_of_which_there_is_no_model_are_refused(kind):
+    least = {"num_users": 1, "num_items": 1, "embedding_dim": 1} | ({} if kind == "mf" else {"num_layers": 0})
+    h = build(kind, **least).encode(torch.tensor([[0, 1], [1, 0]]))
+    assert h.shape[0] == 2
+    assert h.isfinite().all()
+    for name, low in least.items():
+        for size in (low - 1, -3, 2.5, "4", None):
+            message = re.escape(f"{KINDS[kind].__name__} got {name}={size!r}; wanted an integer of at least {low}.")
+            with pytest.raises(UnlearningError, match=message):
+                build(kind, **{name: size})
+    assert build(kind, num_users=np.int64(NUM_USERS)).hparams.num_users == NUM_USERS
 
 
 def leaky(row, slope=0.2):

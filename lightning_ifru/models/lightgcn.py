@@ -9,6 +9,7 @@ from torch_geometric.nn import LightGCN as LightGCNLayer
 
 from lightning_ifru.graph import propagate
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.models.sizes import check_sizes
 
 
 class LightGCN(IFRUMixin, lightning.LightningModule):
@@ -28,6 +29,9 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
 
+    Raises:
+        UnlearningError: a size is no integer or too small.
+
     Source: He et al., *LightGCN*, arXiv 2002.02126.
 
     Example:
@@ -46,6 +50,7 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim, num_layers=num_layers)
         self.save_hyperparameters()
         self.loss = loss
         self.lr, self.weight_decay = lr, weight_decay

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.models.sizes import check_sizes
 
 
 class MatrixFactorization(IFRUMixin, lightning.LightningModule):
@@ -19,6 +20,9 @@ class MatrixFactorization(IFRUMixin, lightning.LightningModule):
         loss: ``"bpr"``, ``"bce"`` or ``"mse"``.
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
+
+    Raises:
+        UnlearningError: a size is no integer or too small.
 
     Source: Koren, Bell and Volinsky, *Matrix factorization techniques for recommender systems*, 2009.
 
@@ -40,6 +44,7 @@ class MatrixFactorization(IFRUMixin, lightning.LightningModule):
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim)
         self.save_hyperparameters()
         self.loss = loss
         self.lr, self.weight_decay = lr, weight_decay

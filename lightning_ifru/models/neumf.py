@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.resolver import activation_resolver
 
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.models.sizes import check_sizes
 
 
 class NeuMF(IFRUMixin, lightning.LightningModule):
@@ -36,6 +37,9 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         activation: the paper's ``"relu"``, or another that PyG knows. Where forgetting matters choose a smooth one such
             as ``"silu"``: the gradient of a ReLU jumps, and a Newton step cannot see where.
 
+    Raises:
+        UnlearningError: a size is no integer or too small.
+
     Source: He et al., *Neural Collaborative Filtering*, arXiv 1708.05031.
 
     Example:
@@ -60,6 +64,7 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         activation: str = "relu",
     ) -> None:
         super().__init__()
+        check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim, num_layers=num_layers)
         self.save_hyperparameters()
         self.loss = loss
         self.lr, self.weight_decay = lr, weight_decay

@@ -12,6 +12,7 @@ from torch_geometric.nn.resolver import activation_resolver
 
 from lightning_ifru.graph import propagate
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.models.sizes import check_sizes
 
 
 class NGCF(IFRUMixin, lightning.LightningModule):
@@ -38,6 +39,9 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         activation: the paper's ``"leaky_relu"``, or another that PyG knows. Where forgetting matters choose a smooth
             one such as ``"elu"``: the gradient of a LeakyReLU jumps, and a Newton step cannot see where.
 
+    Raises:
+        UnlearningError: a size is no integer or too small.
+
     Source: Wang et al., *Neural Graph Collaborative Filtering*, arXiv 1905.08108.
 
     Example:
@@ -59,6 +63,7 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         activation: str = "leaky_relu",
     ) -> None:
         super().__init__()
+        check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim, num_layers=num_layers)
         self.save_hyperparameters()
         self.loss = loss
         self.lr, self.weight_decay, self.dropout = lr, weight_decay, dropout

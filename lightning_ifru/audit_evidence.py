@@ -151,8 +151,10 @@ class Evidence:
                 f"original {original.file} and holds {back} that this has forgotten; wanted some and none: give the "
                 "checkpoint from before the unlearning as original and the one from after it as unlearned."
             )
+        _check_split(original, before, unlearned, after)
         for exhibit in retrained:
-            _check_retrained(exhibit, exhibit.table(table), after, forgotten)
+            known = _check_retrained(exhibit, exhibit.table(table), after, forgotten)
+            _check_split(original, before, exhibit, known)
             if more := [entry for entry in exhibit.ledger if entry not in original.ledger]:
                 raise UnlearningError(
                     f"the {exhibit.role} checkpoint {exhibit.file} was unlearned and not retrained: its ledger has "
@@ -225,7 +227,7 @@ def _same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _check_layout(original: Exhibit, other: Exhibit) -> None:
-    """Refuse another checkpoint whose rows stand for other users or items, or whose test pairs were trained on."""
+    """Refuse another checkpoint whose rows stand for other users or items."""
     for kind in ("user", "item"):
         mine, theirs = (IdIndex(exhibit.data[f"{kind}_ids"]) for exhibit in (original, other))
         if not mine.fits(theirs):
@@ -233,16 +235,20 @@ def _check_layout(original: Exhibit, other: Exhibit) -> None:
                 f"the rows of the {other.role} checkpoint {other.file} stand for other {kind}s or in another order "
                 f"({len(theirs)}) than those of the original {original.file} ({len(mine)}); {_SAME_DATA}."
             )
-    if [original.data[name] for name in ("seed", "cuts")] != [other.data[name] for name in ("seed", "cuts")]:
+
+
+def _check_split(original: Exhibit, before: InteractionTable, other: Exhibit, known: InteractionTable) -> None:
+    """Refuse another checkpoint that trained on what the original holds out, or the other way round."""
+    if moved := int((known.split != before.split)[known.alive].sum()):
         raise DataError(
             f"the {other.role} checkpoint {other.file} was trained on another split than the original "
-            f"{original.file}, so that their test pairs differ; {_SAME_DATA}."
+            f"{original.file}, in which {moved} interactions are elsewhere; {_SAME_DATA}."
         )
 
 
 def _check_retrained(
     exhibit: Exhibit, known: InteractionTable | None, after: InteractionTable, forgotten: Tensor
-) -> None:
+) -> InteractionTable:
     if known is None:
         raise _other_data(exhibit)
     if kept := int((known.alive & forgotten).sum()):
@@ -255,6 +261,7 @@ def _check_retrained(
             f"the {exhibit.role} checkpoint {exhibit.file} and the unlearned one differ in {differing} more "
             f"interactions than those forgotten; {_SAME_DATA}."
         )
+    return known
 
 
 def _other_data(exhibit: Exhibit) -> DataError:

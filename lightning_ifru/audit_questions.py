@@ -22,6 +22,7 @@ from lightning_ifru.metrics import (
     with_negatives,
 )
 from lightning_ifru.metrics.checks import check_finite
+from lightning_ifru.metrics.retrieval import unseen_counts
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.objective import check_rows
 
@@ -61,7 +62,7 @@ class Questions:
             uniformly and label 0, follow them.
         user_touched, item_touched: whether user or item of a test pair occurs in a forgotten training pair.
         forgotten: the training pairs that were to be forgotten.
-        members: of these the positive ones whose users have left something unseen.
+        members: of these the positive pairs, each once, whose users have left something unseen.
         nonmembers: as many pairs never seen, matched by user and popularity.
         held_out: surviving test pairs that are positive.
         seen: surviving training pairs.
@@ -95,14 +96,16 @@ class Questions:
         """
         num_users, num_items = len(before.users), len(before.items)
         trained = _rows(before, forgotten & before.rows("train"))
-        members = _with_something_unseen(_rows(before, forgotten & before.rows("train", positive=True)), before)
+        everything, choice = _rows(before, before.alive), before.candidates
+        members = _rows(before, forgotten & before.rows("train", positive=True)).distinct()
+        # Only of users who have not seen everything there is a pair never seen to compare with.
+        members = members[unseen_counts(everything, choice, num_users)[members.user] > 0]
         if len(members) < MIN_MEMBERS:
             raise UnlearningError(
                 f"of {int(forgotten.sum())} forgotten interactions {len(members)} can be used for a membership attack "
-                f"(positive, in the training data, their user has left something unseen), which needs {MIN_MEMBERS}; "
-                "audit several requests together."
+                "(positive, in the training data, each pair once, their user has left something unseen), which needs "
+                f"{MIN_MEMBERS}; audit several requests together."
             )
-        everything = _rows(before, before.alive)
         edges = before.select("train", positive=True)
         nonmembers = matched_nonmembers(
             members.user,
@@ -113,13 +116,14 @@ class Questions:
             num_items,
             torch.bincount(edges.item, minlength=num_items),
             seed,
+            choice,
         )
         test, candidates, seen = after.select("test"), after.candidates, after.select("train")
         held_out = test[test.label > 0]
         if not before.labelled:
             test = with_negatives(test, candidates, seed)
-        known = torch.bincount(seen.user, minlength=num_users)
-        users = ((known > 0) & (known <= len(candidates) - TOP)).nonzero().flatten()
+        known = torch.bincount(seen.user, minlength=num_users) > 0
+        users = (known & (unseen_counts(seen, candidates, num_users) >= TOP)).nonzero().flatten()
         return cls(
             num_users=num_users,
             num_items=num_items,
@@ -187,10 +191,3 @@ class Questions:
 
 def _rows(table: InteractionTable, rows: Tensor) -> Interactions:
     return Interactions(table.user[rows], table.item[rows], table.label[rows])
-
-
-def _with_something_unseen(pairs: Interactions, table: InteractionTable) -> Interactions:
-    """The pairs of those users who have not seen every item: only they have a pair never seen to compare with."""
-    # Every pair is in the table once.
-    seen = torch.bincount(table.user[table.alive], minlength=len(table.users))
-    return pairs[seen[pairs.user] < len(table.items)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_ifru.hops import HOPS
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.metrics import Decoder, block_scores, dot_product, pair_scores, top_items
+from lightning_ifru.metrics.retrieval import unseen_counts
 
 #: Of fewer than these, bins would tell of each.
 FEWEST = 5
@@ -59,8 +60,8 @@ def top_changes(
         {'0': [0, 5]}
     """
     num_users = len(hops)
-    known = torch.bincount(seen.user[torch.isin(seen.item, candidates)], minlength=num_users)
-    users = (torch.bincount(seen.user, minlength=num_users) > 0) & (len(candidates) - known >= k)
+    users = torch.bincount(seen.user, minlength=num_users) > 0
+    users &= unseen_counts(seen, candidates, num_users) >= k
     chosen = users.nonzero().flatten()
     if len(chosen) > _USERS:
         some = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:_USERS]
@@ -98,20 +99,20 @@ def score_shift(
     Returns:
         ``edges`` of the bins, from 0 to 1 or three standard deviations around the mean, the counts ``before`` and
         ``after``, of which the outer bins take in what lies beyond, the means ``mean_before`` and ``mean_after``, and
-        ``belief`` and ``reset``; nothing for fewer than five pairs.
+        ``belief`` and ``reset``; nothing for fewer than five different pairs.
 
     Example:
-        >>> pairs = Interactions(torch.zeros(5, dtype=int), torch.zeros(5, dtype=int), torch.ones(5))
-        >>> before, after = torch.tensor([[1.0], [9.0]]), torch.tensor([[1.0], [0.0]])
-        >>> found = score_shift((None, before), (None, after), pairs, torch.zeros(2, dtype=bool), 1, belief=True)
+        >>> pairs = Interactions(torch.arange(5), torch.zeros(5, dtype=int), torch.ones(5))
+        >>> before, after = torch.tensor([[1.0]] * 5 + [[9.0]]), torch.tensor([[1.0]] * 5 + [[0.0]])
+        >>> found = score_shift((None, before), (None, after), pairs, torch.zeros(6, dtype=bool), 5, belief=True)
         >>> found["before"][-1], found["after"][12], found["mean_after"]
         (5, 5, 0.5)
     """
     ends = erased[pairs.user] | erased[pairs.item + num_users]
-    reset = int((~ends).sum()) < FEWEST
+    reset = len(pairs[~ends].distinct()) < FEWEST
     if not reset:
         pairs = pairs[~ends]
-    if len(pairs) < FEWEST:
+    if len(pairs.distinct()) < FEWEST:
         return {}
 
     def score(model: Scoring) -> Tensor:

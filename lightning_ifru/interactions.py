@@ -48,6 +48,11 @@ class Interactions:
         """Return the same interactions on another device."""
         return Interactions(self.user.to(device), self.item.to(device), self.label.to(device))
 
+    def distinct(self) -> Interactions:
+        """Return each pair once, as it first occurs."""
+        pair, order = ((self.user << 32) + self.item).sort(stable=True)
+        return self[order[pair.diff(prepend=pair.new_tensor([-1])) != 0].sort().values]
+
 
 @dataclass(frozen=True, eq=False)
 class Removal:

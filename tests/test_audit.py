@@ -11,10 +11,13 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from conftest import NUM_ITEMS, NUM_USERS
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch_geometric.data import HeteroData
 
 import lightning_ifru
 from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningError, UnlearningRequest, audit
+from lightning_ifru.audit_questions import Questions
 from lightning_ifru.metrics import evaluate, matched_nonmembers
 
 KINDS = [
@@ -211,6 +214,37 @@ class World:
             "forgotten": sigmoid([scores(u, i) for u, i, _ in self.gone]),
         }
         return figures, answers, top
+
+
+def test_what_is_asked_counts_no_pair_twice_and_no_item_without_an_interaction():
+    rng = np.random.default_rng(3)
+    seen = rng.random((NUM_USERS, NUM_ITEMS)) < 0.3
+    seen[4], seen[5, 1:] = True, True  # the one has left nothing unseen, the other one item
+    pairs = np.argwhere(seen)
+    times = rng.integers(2, 5, len(pairs))
+    graph = HeteroData()
+    graph["user"].num_nodes, graph["item"].num_nodes = NUM_USERS, 2 * NUM_ITEMS
+    graph["user", "visits", "item"].edge_index = torch.from_numpy(np.repeat(pairs, times, axis=0)).T
+    data = InteractionDataModule(graph, duplicates="keep", seed=3)
+    before, after = data.table, copy.deepcopy(data.table)
+    assert len(before) > 2 * len(pairs)
+
+    def ask(after, users):
+        after.remove(after.plan(UnlearningRequest(users=users)))
+        return Questions.of(before, after, before.alive & ~after.alive, 0, torch.device("cpu"))
+
+    trained = list(dict.fromkeys(zip(data.train.user.tolist(), data.train.item.tolist(), strict=True)))
+    with pytest.raises(UnlearningError, match=f" {sum(u == 7 for u, _ in trained)} can be used"):
+        ask(copy.deepcopy(before), [7])
+    questions = ask(after, [4, 5, 9])
+    members = list(zip(questions.members.user.tolist(), questions.members.item.tolist(), strict=True))
+    assert members == [(u, i) for u, i in trained if u in (5, 9)]
+    assert {u for u, _ in members} == {5, 9}
+    unseen = list(zip(*(column.tolist() for column in questions.nonmembers), strict=True))
+    assert all(i < NUM_ITEMS and not seen[u, i] for u, i in unseen)
+    left = {u: NUM_ITEMS - sum(v == u for v, _ in trained) for u in range(NUM_USERS) if u not in (4, 5, 9)}
+    assert questions.users.tolist() == [u for u, count in left.items() if count >= 20]
+    assert 10 < len(questions.users) < len(left)
 
 
 @pytest.mark.parametrize(("loss", "layers"), KINDS)
@@ -463,6 +497,26 @@ class Bad:
         return {"retrained": [path]}, "retrained 1 checkpoint split.ckpt was trained on another split"
 
     @staticmethod
+    def another_listed_split(g):
+        original = g.trained("listed", g.make_data(split="leave_one_out"))
+        path = g.trained("other", g.make_data(split="leave_one_out", test_fraction=0), g.case.request)
+        expected = "the unlearned checkpoint other.ckpt was trained on another split than the original listed.ckpt"
+        return {"original": original, "unlearned": path}, expected
+
+    @staticmethod
+    def retrained_on_another_listed_split(g):
+        number = len(g.planted["user"])
+        one, other = (
+            g.planted | {"split": [("train", "val", "test")[max(0, (k + start) % 9 - 6)] for k in range(number)]}
+            for start in (0, 1)
+        )
+        original = g.trained("listed", g.make_data(source=one, split="given"))
+        unlearned = g.trained("gone", g.make_data(source=one, split="given"), g.case.request)
+        path = g.trained("other", g.make_data(source=other, split="given"), g.case.request)
+        given = {"original": original, "unlearned": unlearned, "retrained": [path]}
+        return given, "retrained 1 checkpoint other.ckpt was trained on another split than the original listed.ckpt"
+
+    @staticmethod
     def a_retrained_model_that_still_has_them(g):
         number = g.case.report.num_forgotten
         expected = f"retrained 2 checkpoint original.ckpt still contains {number} of the {number} forgotten pairs"
@@ -673,8 +727,9 @@ def test_one_retrained_model_may_be_given_as_its_path(case, run):
 
 
 def test_no_file_is_written_unless_asked_for(case, run, tmp_path, snapshot):
+    case = case()  # which may have to be made
     before = snapshot()
-    run(case())
+    run(case)
     before.check(but={"rng"})
 
 

@@ -31,6 +31,15 @@ def frame_of(interactions):
     )
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 2**31])), max_size=12))
+def test_of_pairs_that_repeat_the_first_are_the_distinct_ones(pairs):
+    user, item = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
+    found = Interactions(user, item, torch.arange(len(pairs), dtype=torch.float32)).distinct()
+    first = [k for k, pair in enumerate(pairs) if pair not in pairs[:k]]
+    assert found.label.tolist() == first
+    assert list(zip(found.user.tolist(), found.item.tolist(), strict=True)) == [pairs[k] for k in first]
+
+
 def text(value):
     return str(int(value)) if isinstance(value, float) else str(value)
 

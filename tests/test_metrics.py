@@ -81,8 +81,11 @@ def test_auroc_of_a_single_class_is_none(positive):
 
 @pytest.mark.parametrize("k", [1, 5, 20, 100], ids="k={}".format)
 @pytest.mark.parametrize("decode", [dot, lambda s, t: dot(s, t) - 50.0], ids=["dot", "scores below zero"])
-def test_ranking_equals_sorting_by_hand(world, k, decode):
+@pytest.mark.parametrize("repeated", [False, True], ids=["each once", "repeated"])
+def test_ranking_equals_sorting_by_hand(world, k, decode, repeated):
     h, held_out, seen, candidates = world
+    if repeated:
+        held_out, seen = held_out + held_out[::2] + held_out[::3], seen + seen[::2]
     score = [[float(decode(h[u], h[USERS + i])) for i in range(ITEMS)] for u in range(USERS)]
     recall, ndcg = naive_ranking(score, held_out, seen, candidates, k)
     got = metrics.ranking(decode, h, USERS, interactions(held_out), interactions(seen), torch.tensor(candidates), k=k)

@@ -336,6 +336,14 @@ def test_items_are_taken_again_only_when_all_have_been():
     assert sorted(got.bincount(minlength=7).tolist()) == [0, 0, 0, 0, 0, 2, 3]
 
 
+def test_only_candidates_are_matched(popular):
+    candidates = torch.arange(0, ITEMS, 2)
+    assert (match(popular)[1] % 2).any()
+    got = match(popular, candidates=candidates)[1]
+    assert torch.isin(got, candidates).all()
+    assert torch.equal(match(popular, candidates=torch.arange(ITEMS))[1], match(popular)[1])
+
+
 def test_of_nothing_forgotten_nothing_is_matched(popular):
     nothing = torch.empty(0, dtype=torch.long)
     assert [len(column) for column in match(popular, user=nothing, item=nothing)] == [0, 0]
@@ -428,6 +436,8 @@ def test_a_ranking_by_scores_that_are_not_finite_is_refused(decode):
         ),
         (lambda: metrics.topk_overlap(LISTS[0][:0], LISTS[1][:0]), "at least one"),
         (lambda: metrics.matched_nonmembers(*PAIR, *PAIR, 1, 1, ONE[:1], 0), "user 0 has seen every one of 1 items"),
+        (lambda: metrics.matched_nonmembers(*PAIR, *PAIR, 1, 4, ONE, 0, PAIR[1]), "user 0 has seen every one of 1 it"),
+        (lambda: metrics.matched_nonmembers(*PAIR, *PAIR, 1, 4, ONE, 0, PAIR[1] + 4), "is none of 4 candidates"),
         (lambda: metrics.matched_nonmembers(*PAIR, *PAIR, 1, 4, ONE[:3], 0), "each of 4 items"),
         (lambda: metrics.matched_nonmembers(PAIR[0] + 1, PAIR[1], *PAIR, 1, 4, ONE, 0), "user 1 is none of 1 users"),
         (lambda: metrics.matched_nonmembers(*PAIR, PAIR[0], PAIR[1] - 1, 1, 4, ONE, 0), "item -1 is none of 4 items"),

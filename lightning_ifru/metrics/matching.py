@@ -20,6 +20,7 @@ def matched_nonmembers(
     num_items: int,
     popularity: Tensor,
     seed: int,
+    candidates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find for every forgotten pair one of the same user that was never seen, with an item as popular as possible.
 
@@ -38,12 +39,14 @@ def matched_nonmembers(
         num_items: the number of items.
         popularity: interactions per item ``[num_items]``, as the original model was trained on them.
         seed: of the random choices.
+        candidates: the items ``[M]`` that may be chosen, by default all. Where some were in no interaction at all,
+            leave them out: a model knows nothing of them, and a forgotten pair would stand out for that alone.
 
     Returns:
         Users and items ``[n]``, pair for pair; the users are ``user``.
 
     Raises:
-        UnlearningError: If a user has seen every item, or a position, a shape or the seed does not fit.
+        UnlearningError: If a user has seen every candidate, or a position, a shape or the seed does not fit.
 
     Example:
         >>> nothing = torch.empty(0, dtype=torch.long)
@@ -58,12 +61,15 @@ def matched_nonmembers(
             f"popularity is of shape {list(popularity.shape)}; give one number for each of {num_items} items."
         )
     check_finite(popularity=popularity)
+    candidates = torch.arange(num_items) if candidates is None else candidates.cpu()
+    _check_positions("candidate", candidates, num_items)
     if not -(2**63) <= seed < 2**64:
         raise UnlearningError(f"seed={seed} is not of 64 bits; give a number from 0 to {2**64 - 1}.")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(num_items, generator=generator)
     order = shuffled[popularity.cpu()[shuffled].argsort(stable=True)]
     rank = order.argsort()
+    allowed = torch.zeros(num_items, dtype=torch.bool).index_fill_(0, rank[candidates], value=True)
     owner, place = user.cpu(), rank[item.cpu()]
     seen = torch.cat([owner, seen_user.cpu()]), torch.cat([place, rank[seen_item.cpu()]])
     by_user = seen[0].argsort(stable=True)
@@ -75,7 +81,7 @@ def matched_nonmembers(
     users, counts = owner[turns].unique_consecutive(return_counts=True)
     bounds = torch.stack([torch.searchsorted(seen_by, users), torch.searchsorted(seen_by, users, right=True)], dim=1)
     for one, mine, (start, stop) in zip(users.tolist(), turns.split(counts.tolist()), bounds.tolist(), strict=True):
-        unseen = torch.ones(num_items, dtype=torch.bool)
+        unseen = allowed.clone()
         unseen[seen_at[start:stop]] = False
         free: list[int] = []
         for turn in mine.tolist():
@@ -83,7 +89,7 @@ def matched_nonmembers(
             free = free or unseen.nonzero().flatten().tolist()
             if not free:
                 raise UnlearningError(
-                    f"user {one} has seen every one of {num_items} items, so that no pair was never seen; "
+                    f"user {one} has seen every one of {int(allowed.sum())} items, so that no pair was never seen; "
                     "leave this user's pairs out of the attack."
                 )
             matched[turn] = free.pop(_nearest(free, int(place[turn]), coins[turn]))
@@ -102,9 +108,13 @@ def _nearest(ordered: list[int], value: int, upwards: bool) -> int:
 def _check(user: Tensor, item: Tensor, num_users: int, num_items: int) -> None:
     if user.shape != item.shape or user.ndim != 1:
         raise UnlearningError(f"users {list(user.shape)} and items {list(item.shape)} make no pairs; give [n] of both.")
-    for name, positions, limit in (("user", user, num_users), ("item", item, num_items)):
-        odd = (positions < 0) | (positions >= limit)
-        if odd.any():
-            raise UnlearningError(
-                f"{name} {int(positions[odd][0])} is none of {limit} {name}s; give positions from 0 to {limit - 1}."
-            )
+    _check_positions("user", user, num_users)
+    _check_positions("item", item, num_items)
+
+
+def _check_positions(name: str, positions: Tensor, limit: int) -> None:
+    odd = (positions < 0) | (positions >= limit)
+    if odd.any():
+        raise UnlearningError(
+            f"{name} {int(positions[odd][0])} is none of {limit} {name}s; give positions from 0 to {limit - 1}."
+        )

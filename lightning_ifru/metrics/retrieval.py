@@ -69,6 +69,23 @@ def top_items(
     return torch.cat(lists)
 
 
+def unseen_counts(seen: Interactions, candidates: Tensor, num_users: int) -> Tensor:
+    """Return how many candidates each user has not seen, ``[num_users]``.
+
+    Args:
+        seen: the interactions, however often a pair occurs in them.
+        candidates: different items ``[M]``.
+        num_users: the number of users.
+
+    Example:
+        >>> seen = Interactions(torch.tensor([0, 0, 0]), torch.tensor([2, 2, 7]), torch.ones(3))
+        >>> unseen_counts(seen, candidates=torch.arange(3), num_users=2)
+        tensor([2, 3])
+    """
+    known = seen[torch.isin(seen.item, candidates)].distinct()
+    return len(candidates) - torch.bincount(known.user, minlength=num_users)
+
+
 def ranking(
     decode: Decoder | None,
     h: Tensor,
@@ -93,7 +110,7 @@ def ranking(
         decode: ``(source [B, d], destination [B, d]) -> scores [B]``; ``None`` for dot products.
         h: representations ``[num_nodes, d]``, users first.
         num_users: the offset of items among nodes.
-        held_out: the positives to be found.
+        held_out: the positives to be found; a pair that occurs more than once counts once.
         seen: the interactions the model was trained on.
         candidates: the items ``[M]`` to be ranked.
         k: the length of the lists.
@@ -115,6 +132,7 @@ def ranking(
     """
     if not len(held_out):
         return {f"recall@{k}": None, f"ndcg@{k}": None}
+    held_out = held_out.distinct()
     users = held_out.user.unique()
 
     def score(block: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch._dynamo import OptimizedModule
 
-from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for
+from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for, warn_of
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
 from lightning_ifru.mixin import IFRUMixin
@@ -110,11 +110,7 @@ class IFRUCallback(lightning.Callback):
                 "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
                 "they were, apart from rows of the erased, which are drawn anew; retrain, or train further before."
             )
-        if report.older_checkpoints:
-            rank_zero_info(
-                "These hold what was forgotten if they are of this model; delete them: "
-                f"{', '.join(report.older_checkpoints)}"
-            )
+        warn_of(report.older_checkpoints)
         return report
 
     def _unlearn(
@@ -144,7 +140,7 @@ class IFRUCallback(lightning.Callback):
             optimizer.state.clear()
         path = new_checkpoint(trainer, len(self.ledger))
         if path is not None:
-            report = replace(report, checkpoint=str(path), older_checkpoints=older_checkpoints(trainer))
+            report = replace(report, checkpoint=str(path), older_checkpoints=older_checkpoints(trainer, path))
             stand_for(trainer, path)
             files.append(path)
             trainer.save_checkpoint(path, weights_only=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 
 def new_checkpoint(trainer: lightning.Trainer, number: int) -> Path | None:
@@ -21,16 +22,31 @@ def new_checkpoint(trainer: lightning.Trainer, number: int) -> Path | None:
     return path
 
 
-def older_checkpoints(trainer: lightning.Trainer) -> list[str]:
-    """Return the checkpoint files of the trainer as they are now, each once, and the one it has loaded."""
-    models = [callback for callback in _callbacks(trainer) if isinstance(callback, ModelCheckpoint)]
-    paths = [str(trainer.ckpt_path or "")]
+def older_checkpoints(trainer: lightning.Trainer, written: Path) -> list[str]:
+    """Return the checkpoint files that are there now, each once: the one loaded, and those in the trainer's folders.
+
+    A trainer that writes none has no folders: in their place is that of the loaded one.
+
+    Args:
+        trainer: that has unlearned.
+        written: the path of the unlearned checkpoint, there already or not, which is left out.
+    """
+    callbacks, loaded = _callbacks(trainer), str(trainer.ckpt_path or "")
+    models = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = [loaded]
     for callback in models:
         paths += [*callback.best_k_models, callback.best_model_path, callback.last_model_path]
-    for directory in [_directory(trainer), *(Path(callback.dirpath) for callback in models if callback.dirpath)]:
-        paths += map(str, sorted(directory.glob("*.ckpt")))
+    folders = [_directory(trainer)] if callbacks else [Path(loaded).parent] if loaded else []
+    for folder in [*folders, *(Path(callback.dirpath) for callback in models if callback.dirpath)]:
+        paths += map(str, sorted(folder.glob("*.ckpt")))
     found = {os.path.abspath(path): path for path in reversed(paths) if path and Path(path).exists()}
-    return sorted(found.values())
+    return sorted(path for path in found.values() if Path(path).resolve() != written.resolve())
+
+
+def warn_of(older: list[str]) -> None:
+    """Say which checkpoints still remember, if there are any."""
+    if older:
+        rank_zero_info(f"These hold what was forgotten if they are of this model; delete them: {', '.join(older)}")
 
 
 def stand_for(trainer: lightning.Trainer, path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -21,8 +21,10 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
+from lightning_ifru.checkpoints import older_checkpoints, warn_of
 from lightning_ifru.command_parser import CommandParser, add_flag, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import DataError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
@@ -98,7 +100,7 @@ class TrainingCommand(LightningCLI):
             )
             parser.add_argument("--report", type=str | None, default=None, help="file to write the report to, as JSON.")
             add_flag(parser, "overwrite", "replace --output and --report if they exist; without it they are refused.")
-            add_flag(parser, "dry_run", "only say what would be forgotten and at what cost; nothing is written.")
+            add_flag(parser, "dry_run", "only say what would be forgotten and at what cost; no checkpoint is written.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without LightningCLI's advice against a list of arguments."""
@@ -119,9 +121,14 @@ class TrainingCommand(LightningCLI):
         for name, missing in _NEEDED.items():
             if self.options[name] is None and not (name == "output" and self.options.dry_run):
                 self.parser.error(f"got no --{name}; {missing}")
-        for name in ("output", "report"):
-            if self.options[name] is not None:
-                check_target(Path(self.options[name]), self.options.overwrite, f"--{name}")
+        targets = {name: Path(self.options[name]) for name in ("output", "report") if self.options[name] is not None}
+        for name, path in targets.items():
+            check_target(path, self.options.overwrite, f"--{name}")
+        if len({path.resolve() for path in targets.values()}) < len(targets):
+            raise DataError(
+                f"got --output {targets['output']} and --report {targets['report']}, which are one file; give another "
+                "path for the report."
+            )
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer."""
@@ -177,9 +184,8 @@ class TrainingCommand(LightningCLI):
         with self._stdout():
             report = unlearn(self.trainer, **given, **asked)
         if output is not None:
-            older = _older_checkpoints(Path(wanted.ckpt_path), Path(output))
+            older = older_checkpoints(self.trainer, Path(output))
             report = replace(report, checkpoint=output, older_checkpoints=older)
-        answer = json.loads(report.to_json()) | {"output": output}
         with (
             nullcontext() if output is None else replacing(Path(output)) as checkpoint,
             nullcontext() if wanted.report is None else replacing(Path(wanted.report)) as written,
@@ -187,15 +193,11 @@ class TrainingCommand(LightningCLI):
             if checkpoint is not None:
                 self.trainer.save_checkpoint(checkpoint, weights_only=False)
             if written is not None:
-                written.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
-        if report.older_checkpoints:
-            rank_zero_info(
-                "These hold what was forgotten if they are of this model; delete them: "
-                + ", ".join(report.older_checkpoints)
-            )
+                written.write_text(report.to_json() + "\n", encoding="utf-8")
+        warn_of(report.older_checkpoints)
         if not wanted.json:
             Console().print(report)
-        self._say(answer)
+        self._say(asdict(report))
 
     def _run(self, method: Callable[..., Any], given: dict[str, Any]) -> Any:
         with self._stdout():
@@ -233,11 +235,6 @@ class _SaveConfig(SaveConfigCallback):
         given = [Path(str(path)) for path in self.config.get("config") or [] if path is not None]
         self.already_saved |= target.exists() and any(path.exists() and path.samefile(target) for path in given)
         super().setup(trainer, pl_module, stage="fit")
-
-
-def _older_checkpoints(loaded: Path, output: Path) -> list[str]:
-    """Return the checkpoint that was loaded and those beside it, without the one to be written."""
-    return sorted(str(path) for path in {loaded, *loaded.parent.glob("*.ckpt")} if path.resolve() != output.resolve())
 
 
 def _plain(value: Any) -> Any:

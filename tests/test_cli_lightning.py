@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import lightning
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
+from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport
 from lightning_ifru.cli import main
 from lightning_ifru.models import LightGCN
 
@@ -142,7 +143,8 @@ def test_unlearning_writes_the_weights_data_and_ledger_that_python_arrives_at(fo
     report = answer(*WRITE, "--ifru.method.max_steps", 2, "--report", "report.json")
     assert files(folder).keys() - before.keys() == {str(folder / name) for name in ("unlearned.ckpt", "report.json")}
     assert json.loads((folder / "report.json").read_text()) == report
-    assert report["output"] == report["checkpoint"] == "unlearned.ckpt"
+    assert report["checkpoint"] == "unlearned.ckpt"
+    assert report.keys() == {field.name for field in fields(UnlearningReport)}
     assert report["older_checkpoints"] == ["best.ckpt"]
     assert (folder / "unlearned.ckpt").stat().st_mode == (folder / "report.json").stat().st_mode
 
@@ -188,12 +190,32 @@ def test_without_json_the_report_is_all_that_stands_on_the_standard_output(folde
 
 
 @pytest.mark.parametrize("more", [[], ["--output", "unlearned.ckpt"]], ids=["no output", "an output"])
-def test_a_dry_run_writes_nothing(folder, more):
+@pytest.mark.parametrize("told", [[], ["--report", "report.json"]], ids=["no report", "a report"])
+def test_a_dry_run_writes_no_checkpoint_and_a_report_if_asked(folder, more, told):
     before = files(folder)
-    report = answer(*UNLEARN, *more, "--dry-run")
+    report = answer(*UNLEARN, *more, *told, "--dry-run")
     assert report["dry_run"]
     assert report["expected"]["products"] > 0
-    assert report["output"] is None
+    assert report["checkpoint"] is None
+    after = files(folder)
+    if told:
+        assert json.loads(after.pop(str(folder / "report.json"))) == report
+    assert after == before
+    assert "no checkpoint is written" in " ".join(run("unlearn", "--help")[1].split())
+
+
+@pytest.mark.parametrize("other", ["same", "./same", "deeper/../same", "{folder}/same", "link/same"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--dry_run"]], ids=["", "overwrite", "dry run"])
+def test_an_output_and_a_report_of_one_path_are_refused_before_anything(folder, monkeypatch, other, more):
+    (folder / "deeper").mkdir()
+    (folder / "link").symlink_to(folder)
+    if "--overwrite" in more:
+        (folder / "same").write_text("mine")
+    before = files(folder)
+    monkeypatch.setattr(InteractionDataModule, "__init__", None)  # not even the data are read
+    code, said = refusal(*UNLEARN, "--output", "same", "--report", other.format(folder=folder), *more)
+    assert code == 1
+    assert "which are one file; give another path for the report" in said
     assert files(folder) == before
 
 
@@ -448,7 +470,7 @@ def test_everything_on_the_command_line_needs_no_config(folder):
 def test_dashes_in_values_stay(folder):
     (folder / "my-best--one.ckpt").write_bytes((folder / "best.ckpt").read_bytes())
     report = answer(*UNLEARN[:3], "--ckpt-path=my-best--one.ckpt", *UNLEARN[5:], "--output", "un-learned.ckpt")
-    assert report["output"] == "un-learned.ckpt"
+    assert report["checkpoint"] == "un-learned.ckpt"
     assert sorted(report["older_checkpoints"]) == ["best.ckpt", "my-best--one.ckpt"]
 
 

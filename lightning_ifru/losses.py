@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal
 
 import torch
@@ -111,7 +112,7 @@ class Loss:
         return losses
 
 
-#: What a model may be given as its loss: a name, a function of scores and targets, or a loss.
+#: What a model may be given as its loss: a name or the path of a function, such a function, or a loss.
 LossSpec = str | LossFunction | Loss
 
 
@@ -128,8 +129,10 @@ def resolve_loss(loss: LossSpec) -> Loss:
     - ``"sampled_softmax"``: :math:`-\log \frac{e^{s_{ui}}}{e^{s_{ui}} + \sum_j e^{s_{uj}}}` (Jean et al.,
       arXiv 1412.2007; no correction, since the sampler is uniform).
 
+    A name with a dot in it is the path of a function or of a :class:`Loss`, for config files.
+
     Raises:
-        ObjectiveError: for a name that is none of these.
+        ObjectiveError: for a name that is none of these, and a path that cannot be imported.
 
     Example:
         >>> resolve_loss("mse")(torch.tensor([[3.0]]), torch.tensor([1.0]))
@@ -137,13 +140,29 @@ def resolve_loss(loss: LossSpec) -> Loss:
         >>> resolve_loss("sampled_softmax")(torch.zeros(1, 4), None).exp()
         tensor([4.])
     """
+    if isinstance(loss, str) and "." in loss:
+        loss = _imported(loss)
     if isinstance(loss, Loss):
         return loss
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
     if not isinstance(loss, str) or loss not in _LOSSES:
-        raise ObjectiveError(f"got loss={loss!r}; wanted one of {sorted(_LOSSES)} or a callable (scores, targets).")
+        raise ObjectiveError(
+            f"got loss={loss!r}; wanted one of {sorted(_LOSSES)}, a Loss, or a callable (scores, targets) or its path."
+        )
     return _LOSSES[loss]
+
+
+def _imported(path: str) -> LossSpec:
+    """The function or loss that a path such as ``"package.module.name"`` stands for, as in a config file."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ObjectiveError(
+            f"got loss={path!r}, which cannot be imported ({error}); wanted the path of a function of scores and "
+            f"targets, of a Loss, or one of {sorted(_LOSSES)}."
+        ) from error
 
 
 def _sampled_softmax(positive: Tensor, negative: Tensor) -> Tensor:

@@ -91,10 +91,30 @@ def test_an_unknown_kind_is_refused():
 
 @pytest.mark.parametrize("loss", [["bce"], None, 3])
 def test_what_is_no_loss_is_refused(loss):
-    with pytest.raises(ObjectiveError, match=r"wanted one of .* or a callable"):
+    with pytest.raises(ObjectiveError, match=r"wanted one of .* a Loss, or a callable"):
         resolve_loss(loss)
 
 
 def test_a_loss_without_a_function_is_refused():
     with pytest.raises(ObjectiveError, match="the loss 'mine' got None as its function; wanted a callable"):
         Loss("mine", None)
+
+
+def test_the_path_of_a_function_or_of_a_loss_stands_for_it():
+    scores, target = torch.tensor([[2.0]]), torch.tensor([5.0])
+    found = resolve_loss("test_losses.absolute_cube")
+    assert (found.name, found(scores, target).tolist()) == ("absolute_cube", [27.0])
+    assert resolve_loss("test_losses.OWN") is OWN
+
+
+def absolute_cube(scores, targets):
+    return (scores - targets).abs() ** 3
+
+
+OWN = Loss("own", lambda p, n: (1 - p + n) ** 2, "pairwise")
+
+
+@pytest.mark.parametrize("path", ["no.such.module", "torch.nn.functional.no_such", ".bce", "bce."])
+def test_a_path_that_cannot_be_imported_is_refused(path):
+    with pytest.raises(ObjectiveError, match=r"which cannot be imported \(.*\); wanted the path of a function"):
+        resolve_loss(path)

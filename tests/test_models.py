@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import NUM_ITEMS, NUM_USERS
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
-from lightning_ifru import IFRU, IFRUCallback, UnlearningError, UnlearningRequest
+from lightning_ifru import IFRU, IFRUCallback, Loss, ObjectiveError, UnlearningError, UnlearningRequest
 from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
 
 KINDS = {"mf": MatrixFactorization, "lightgcn": LightGCN, "ngcf": NGCF, "neumf": NeuMF}
@@ -388,3 +388,24 @@ def test_initial_rows_depend_on_the_seed_and_are_not_the_trained_ones(trained, k
     assert torch.equal(one[1:], model.initial_rows(name, some[1:], seed=1))
     for other in (model.initial_rows(name, some, seed=2), table[some]):
         assert bool((one != other).all())
+
+
+def own(scores, targets):
+    return (scores - targets).square()
+
+
+@pytest.mark.parametrize("model", [LightGCN, MatrixFactorization, NGCF, NeuMF])
+@pytest.mark.parametrize(
+    "loss", ["mse", "test_models.own", own, Loss("mine", own)], ids=["name", "path", "function", "Loss"]
+)
+def test_every_kind_of_loss_can_be_given_saved_and_loaded(model, loss, trained, make_trainer, make_data, tmp_path):
+    sizes = {"num_users": NUM_USERS, "num_items": NUM_ITEMS, "embedding_dim": 4}
+    trainer, fitted, _ = trained("mse", data=make_data("mse"), model=model(**sizes, loss=loss), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    assert ("loss" in fitted.hparams) == isinstance(loss, str)
+    given = {} if isinstance(loss, str) else {"loss": loss}
+    loaded = model.load_from_checkpoint(tmp_path / "it.ckpt", weights_only=True, **given)
+    assert loaded.resolved_loss() == fitted.resolved_loss()
+    if given:
+        with pytest.raises(ObjectiveError, match=f"was trained with the loss '{fitted.resolved_loss().name}'"):
+            model.load_from_checkpoint(tmp_path / "it.ckpt", weights_only=True)

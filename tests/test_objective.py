@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_one_per_example_is_refused_by_its_shape(loss, column
 
 def test_an_unknown_loss_is_refused_with_those_known():
     with pytest.raises(
-        ObjectiveError, match=r"loss='warp'; wanted one of \['bce', 'bpr', .*'sampled_softmax'\] or a callable"
+        ObjectiveError, match=r"loss='warp'; wanted one of \['bce', 'bpr', .*'sampled_softmax'\], a Loss, or a callable"
     ):
         resolve_loss("warp")
 

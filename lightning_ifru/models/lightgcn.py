@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.nn import LightGCN as LightGCNLayer
 
 from lightning_ifru.graph import propagate
+from lightning_ifru.losses import LossSpec
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.models.sizes import check_sizes
 
@@ -25,7 +26,8 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         num_items: the number of items.
         embedding_dim: the size ``d`` of an embedding.
         num_layers: the number ``L`` of propagations.
-        loss: ``"bpr"``, ``"bce"`` or ``"mse"``.
+        loss: a name, a function of scores and targets, or a :class:`~lightning_ifru.losses.Loss`; see
+            :func:`~lightning_ifru.losses.resolve_loss`. Only a name is kept in the hyper-parameters.
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
 
@@ -45,13 +47,13 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         num_items: int,
         embedding_dim: int = 64,
         num_layers: int = 2,
-        loss: str = "bpr",
+        loss: LossSpec = "bpr",
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
         check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim, num_layers=num_layers)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(loss, str) else ["loss"])
         self.loss = loss
         self.lr, self.weight_decay = lr, weight_decay
         self.message_passing_hops = num_layers

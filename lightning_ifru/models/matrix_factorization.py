@@ -6,6 +6,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from lightning_ifru.losses import LossSpec
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.models.sizes import check_sizes
 
@@ -17,7 +18,8 @@ class MatrixFactorization(IFRUMixin, lightning.LightningModule):
         num_users: the number of users.
         num_items: the number of items.
         embedding_dim: the size ``d`` of an embedding.
-        loss: ``"bpr"``, ``"bce"`` or ``"mse"``.
+        loss: a name, a function of scores and targets, or a :class:`~lightning_ifru.losses.Loss`; see
+            :func:`~lightning_ifru.losses.resolve_loss`. Only a name is kept in the hyper-parameters.
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
 
@@ -39,13 +41,13 @@ class MatrixFactorization(IFRUMixin, lightning.LightningModule):
         num_users: int,
         num_items: int,
         embedding_dim: int = 64,
-        loss: str = "bpr",
+        loss: LossSpec = "bpr",
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
     ) -> None:
         super().__init__()
         check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(loss, str) else ["loss"])
         self.loss = loss
         self.lr, self.weight_decay = lr, weight_decay
         self.node_parameters = {"embedding.weight": "node"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import lightning
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn.resolver import activation_resolver
 
+from lightning_ifru.losses import LossSpec
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.models.sizes import check_sizes
 
@@ -30,7 +30,8 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         num_items: the number of items.
         embedding_dim: the size ``d`` of an embedding in each of the two towers.
         num_layers: the number ``L`` of layers of the perceptron.
-        loss: a name that :attr:`~lightning_ifru.IFRUMixin.loss` knows, or a callable.
+        loss: a name, a function of scores and targets, or a :class:`~lightning_ifru.losses.Loss`; see
+            :func:`~lightning_ifru.losses.resolve_loss`. Only a name is kept in the hyper-parameters.
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
         dropout: the share of a layer's outputs that training sets to zero.
@@ -57,7 +58,7 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
         num_items: int,
         embedding_dim: int = 64,
         num_layers: int = 2,
-        loss: Callable[[Tensor, Tensor], Tensor] | str = "bpr",
+        loss: LossSpec = "bpr",
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         dropout: float = 0.0,
@@ -65,7 +66,7 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim, num_layers=num_layers)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(loss, str) else ["loss"])
         self.loss = loss
         self.lr, self.weight_decay = lr, weight_decay
         self.node_parameters = {"factors.weight": "node", "inputs.weight": "node"}
@@ -79,11 +80,11 @@ class NeuMF(IFRUMixin, lightning.LightningModule):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, uniformly with the scale that keeps variances over layers (Glorot); biases to zero."""
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-            else:
-                nn.init.zeros_(parameter)
+        for part in self.modules():
+            if isinstance(part, (nn.Embedding, nn.Linear)):
+                nn.init.xavier_uniform_(part.weight)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
 
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return both towers' embeddings side by side, ``[num_users + num_items, 2 d]``."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.resolver import activation_resolver
 
 from lightning_ifru.graph import propagate
+from lightning_ifru.losses import LossSpec
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.models.sizes import check_sizes
 
@@ -32,7 +30,8 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         num_items: the number of items.
         embedding_dim: the size ``d`` of an embedding, and of every layer; ``h`` has ``d (L + 1)`` columns.
         num_layers: the number ``L`` of layers.
-        loss: a name that :attr:`~lightning_ifru.IFRUMixin.loss` knows, or a callable.
+        loss: a name, a function of scores and targets, or a :class:`~lightning_ifru.losses.Loss`; see
+            :func:`~lightning_ifru.losses.resolve_loss`. Only a name is kept in the hyper-parameters.
         lr: the learning rate of Adam.
         weight_decay: its L2 penalty, Ω of the objective.
         dropout: the share of a layer's outputs that training sets to zero (the paper's message dropout).
@@ -56,7 +55,7 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         num_items: int,
         embedding_dim: int = 64,
         num_layers: int = 2,
-        loss: Callable[[Tensor, Tensor], Tensor] | str = "bpr",
+        loss: LossSpec = "bpr",
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
         dropout: float = 0.0,
@@ -64,9 +63,9 @@ class NGCF(IFRUMixin, lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_sizes(self, num_users=num_users, num_items=num_items, embedding_dim=embedding_dim, num_layers=num_layers)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(loss, str) else ["loss"])
         self.loss = loss
-        self.lr, self.weight_decay, self.dropout = lr, weight_decay, dropout
+        self.lr, self.weight_decay = lr, weight_decay
         self.message_passing_hops = num_layers
         self.node_parameters = {"embedding.weight": "node"}
         self.embedding = nn.Embedding(num_users + num_items, embedding_dim)
@@ -74,12 +73,13 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         self.sums, self.products = nn.ModuleList(square[:num_layers]), nn.ModuleList(square[num_layers:])
         slope = {"negative_slope": 0.2} if activation == "leaky_relu" else {}
         self.activation = activation_resolver(activation, **slope)
+        self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, uniformly with the scale that keeps variances over layers (Glorot)."""
-        for parameter in self.parameters():
-            nn.init.xavier_uniform_(parameter)
+        """Draw embeddings and matrices anew, uniformly with the scale that keeps variances over layers (Glorot)."""
+        for part in (self.embedding, *self.sums, *self.products):
+            nn.init.xavier_uniform_(part.weight)
 
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return the representations ``[num_users + num_items, d (L + 1)]``."""
@@ -87,8 +87,7 @@ class NGCF(IFRUMixin, lightning.LightningModule):
         layers = [x]
         for of_sum, of_product in zip(self.sums, self.products, strict=True):
             received = propagate(edge_index, x)
-            x = self.activation(of_sum(received + x) + of_product(received * x))
-            x = F.dropout(x, self.dropout, self.training)
+            x = self.dropout(self.activation(of_sum(received + x) + of_product(received * x)))
             layers.append(x)
         return torch.cat(layers, dim=1)
 

@@ -85,7 +85,8 @@ def score_shift(
     r"""Count pairs by their score before and after.
 
     Looked at are the pairs of which neither user nor item was erased; where these are fewer than five, all pairs, and
-    ``reset`` is then true: rows that were drawn anew move their pairs' scores whatever has been solved.
+    ``reset`` is then true: rows that were drawn anew move their pairs' scores whatever has been solved. Pairs of fewer
+    than five users are told of by their means alone.
 
     Args:
         before: the model before.
@@ -99,7 +100,8 @@ def score_shift(
     Returns:
         ``edges`` of the bins, from 0 to 1 or three standard deviations around the mean, the counts ``before`` and
         ``after``, of which the outer bins take in what lies beyond, the means ``mean_before`` and ``mean_after``, and
-        ``belief`` and ``reset``; nothing for fewer than five different pairs.
+        ``belief`` and ``reset``; without edges and counts where users are fewer than five, and nothing at all for fewer
+        than five different pairs.
 
     Example:
         >>> pairs = Interactions(torch.arange(5), torch.zeros(5, dtype=int), torch.ones(5))
@@ -121,6 +123,9 @@ def score_shift(
         return 1 - (pairs.label - scores.sigmoid()).abs() if belief else scores
 
     old, new = score(before), score(after)
+    found = {"mean_before": float(old.mean()), "mean_after": float(new.mean()), "belief": belief, "reset": reset}
+    if len(pairs.user.unique()) < FEWEST:
+        return found
     low, high = 0.0, 1.0
     if not belief:
         both = torch.cat([old, new])
@@ -133,10 +138,7 @@ def score_shift(
         "edges": [low + width * place for place in range(_BINS + 1)],
         "before": counts[0],
         "after": counts[1],
-        "mean_before": float(old.mean()),
-        "mean_after": float(new.mean()),
-        "belief": belief,
-        "reset": reset,
+        **found,
     }
 
 

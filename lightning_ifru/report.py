@@ -1,4 +1,8 @@
-"""What an unlearning did, as numbers; never with an id of a person in it, and no number of one person or pair."""
+"""What an unlearning did, as numbers, never with an id of a person in it.
+
+Counts, norms and means are of all that was forgotten together, which may be one person's; no distribution is of fewer
+than five people.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +45,8 @@ class UnlearningReport:
             recommended to them are others than before; erased users and withdrawn items are left out on both sides.
             Where there are more than 1,000 users, a random 1,000 are looked at; distances with fewer than five of them
             are left out.
-        score_shift: the distribution of the scores that forgotten training pairs had before and have after, see
-            :func:`~lightning_ifru.effects.score_shift`.
+        score_shift: the mean score that forgotten training pairs had before and have after and, where they are of five
+            users at least, its distribution, see :func:`~lightning_ifru.effects.score_shift`.
         seconds: by phase, and ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         dry_run: whether nothing was changed.

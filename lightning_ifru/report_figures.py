@@ -78,12 +78,18 @@ def draw_top_changes(report: UnlearningReport, axes: Any) -> None:
 
 
 def draw_score_shift(report: UnlearningReport, axes: Any) -> None:
-    """Draw the distribution of the forgotten pairs' scores before and after."""
+    """Draw the distribution of the forgotten pairs' scores before and after, or their means where there is none."""
     shift = report.score_shift
     anew = " (rows drawn anew)" if shift.get("reset") else ""
     axes.set(title=f"forgotten pairs{anew}")
     if not shift:
         _say(axes, "too few to say")
+        return
+    if "edges" not in shift:
+        means = [shift["mean_before"], shift["mean_after"]]
+        _bars(axes, means, [short(mean) for mean in means])[0].set_color(BEFORE)
+        axes.set_xticks((0, 1), ("before", "after"))
+        axes.set(xlabel="of fewer than five users, hence no distribution", ylabel=f"mean {score_name(report)}")
         return
     for moment, colour in (("before", BEFORE), ("after", AFTER)):
         axes.stairs(shift[moment], shift["edges"], fill=True, alpha=0.65, color=colour, label=moment)

@@ -203,6 +203,28 @@ def test_where_all_forgotten_pairs_have_a_reset_row_these_are_counted_and_said_t
     assert sum(found["before"]) == sum(found["after"]) == len(pairs)
 
 
+@pytest.mark.parametrize("belief", [True, False])
+@pytest.mark.parametrize("people", [1, FEWEST - 1, FEWEST])
+@pytest.mark.parametrize("reset", [True, False])
+def test_pairs_of_few_users_are_told_of_by_their_means_alone(belief, people, reset):
+    before, after, _, erased = scored(0)
+    erased[:] = reset
+    users = list(range(people))
+    if not reset:  # one more, of whom nothing is told
+        erased[people] = True
+        users.append(people)
+    pairs = Interactions(*torch.cartesian_prod(torch.tensor(users), torch.arange(6)).T, torch.ones(6 * len(users)))
+    found = score_shift((None, before), (None, after), pairs, erased, 9, belief=belief)
+    assert found["reset"] == reset
+    for moment, h in (("before", before), ("after", after)):
+        scores = (h[:people] @ h[9:].T).flatten()
+        wanted = scores.sigmoid() if belief else scores
+        assert found[f"mean_{moment}"] == pytest.approx(float(wanted.mean()), rel=1e-12)
+    assert ({"edges", "before", "after"} <= found.keys()) == (people == FEWEST)
+    if people < FEWEST:
+        assert found.keys() == {"mean_before", "mean_after", "belief", "reset"}
+
+
 def test_too_few_pairs_are_not_told_of():
     before, after, pairs, erased = scored(0, pairs=FEWEST - 1)
     for some in (pairs, pairs[torch.arange(len(pairs)).repeat(3)]):
@@ -223,9 +245,8 @@ LOSSES = [("bce", True), ("bpr", False), ("mse", False)]
 @pytest.mark.parametrize("layers", [None, 2], ids=["mf", "lightgcn"])
 def test_the_report_of_an_unlearning_has_the_effects(trained, make_data, loss, belief, layers):
     data = make_data(loss)
-    pairs = [
-        (data.user_ids[u], data.item_ids[i]) for u, i in zip(data.train.user[:6], data.train.item[:6], strict=True)
-    ]
+    of = {int(u): int(i) for u, i in zip(data.train.user, data.train.item, strict=True)}  # one pair of each user
+    pairs = [(data.user_ids[u], data.item_ids[i]) for u, i in list(of.items())[:6]]
     trainer, _, data = trained(loss, layers, data=data, max_epochs=3)
     report = trainer.unlearn(data, request=UnlearningRequest(interactions=pairs))
     squares = sum(norm**2 for norm in report.influence_by_hop.values())

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -291,6 +292,30 @@ def test_scores_that_are_no_probabilities_and_rows_drawn_anew_are_called_so():
     axes = replace(FULL, score_shift=FULL.score_shift | {"belief": False, "reset": True}).figure().axes[3]
     assert axes.get_xlabel() == "score"
     assert axes.get_title() == "forgotten pairs (rows drawn anew)"
+
+
+@pytest.mark.parametrize(("belief", "what"), [(True, "belief in labels"), (False, "score")])
+def test_pairs_of_few_users_are_shown_by_their_means(belief, what):
+    means = {"mean_before": 0.75, "mean_after": -0.375, "belief": belief, "reset": False}
+    report = replace(FULL, score_shift=means)
+    axes = report.figure().axes[3]
+    assert [bar.get_height() for bar in axes.patches] == [0.75, -0.375]
+    assert ticks(axes) == ["before", "after"]
+    assert axes.get_ylabel() == f"mean {what}"
+    assert "fewer than five users" in axes.get_xlabel()
+    assert "0.75 → -0.375" in next(
+        line for line in rendered(report).splitlines() if f"{what} of forgotten pairs" in line
+    )
+    assert report.scalars()["unlearn/score_shift/mean_after"] == -0.375
+
+
+def test_the_distribution_of_one_persons_pairs_is_nowhere(trained):
+    trainer, _, data = trained(max_epochs=1)
+    report = trainer.unlearn(data, request=UnlearningRequest(users=data.user_ids[[4]].tolist()))
+    assert report.forgotten_by_split["train"] >= 5
+    assert report.score_shift.keys() == {"mean_before", "mean_after", "belief", "reset"}
+    assert strict(report.to_json())["score_shift"] == report.score_shift
+    assert not [patch for patch in report.figure().axes[3].patches if isinstance(patch, StepPatch)]
 
 
 def test_the_metrics_can_be_drawn_before_and_after():

@@ -240,7 +240,13 @@ def _bold(ratio: float) -> str:
 def _write(document: Path, rows: list[dict[str, Any]]) -> None:
     """Make the sections between markers anew; the prose around them is kept."""
     text = document.read_text(encoding="utf-8")
-    about = f"Made on {date.today()}, {cpu()}, one thread for each training."
+    ratios = [(one["ratio"], one["target"]) for one in rows if one["ratio"] is not None]
+    near = [ratio for ratio, target in ratios if target < 0.5]
+    about = (
+        f"Made on {date.today()}, {cpu()}, one thread for each training. Of {len(ratios)} trainings that did not "
+        f"collapse, less than half is left in {sum(ratio < 0.5 for ratio, _ in ratios)}; of those {len(near)} whose target "
+        f"is below 0.5, in {sum(ratio < 0.5 for ratio in near)}."
+    )
     for name, content in (("about", about), ("overview", overview(rows)), ("models", table(rows))):
         section = re.compile(rf"(<!-- rows: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = section.sub(lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import SUPPRESS
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ def audit_command(name: str, args: list[str], description: str, usage: str) -> N
         MisconfigurationException, UnlearningError: what they say cannot be done.
     """
     parser = _parser(f"lightning-ifru {name}", description, usage)
+    for argument in args:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and option[2:].partition(".")[0] in _OF_THE_FIT:
+            parser.error(f"got {option}, which is for the fit and has no part in an audit; leave it out")
     given = parser.parse_args(args)
     with redirect_stdout(sys.stderr) if given.json else nullcontext():
         with built("what the config describes"):
@@ -68,7 +73,7 @@ def _parser(prog: str, description: str, usage: str) -> CommandParser:
     )
     add_flag(parser, "json", "print the report as one JSON object, and nothing else.")
     for key, kind in _OF_THE_FIT.items():
-        parser.add_argument(f"--{key}", type=kind, default=None, help="of the config file, for the fit; not used.")
+        parser.add_argument(f"--{key}", type=kind, default=None, help=SUPPRESS)
     parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(InteractionDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
@@ -77,7 +82,7 @@ def _parser(prog: str, description: str, usage: str) -> CommandParser:
     return parser
 
 
-#: What else LightningCLI writes into a config file; as plain values, so that nothing is made of them.
+#: What else LightningCLI's config files hold, for which they are taken; as plain values: nothing is made of them.
 _OF_THE_FIT: dict[str, Any] = {
     "seed_everything": int | bool | None,
     "optimizer": dict | None,

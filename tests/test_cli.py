@@ -148,8 +148,31 @@ def test_an_audit_takes_one_retrained_checkpoint_without_brackets(run_folder, ma
 def test_an_audit_reads_what_lightning_wrote_for_the_fit(run_folder):
     """The keys that LightningCLI adds to those that were asked for, as they stand in its config.yaml."""
     adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
-    write_config(run_folder, optimizer=adam, lr_scheduler=None, ckpt_path=None, weights_only=None)
+    write_config(
+        run_folder, optimizer=adam, lr_scheduler=None, ckpt_path="a.ckpt", ifru={"request": "a.csv"}, weights_only=None
+    )
     assert audit_in(run_folder) == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--ckpt_path", "a.ckpt"],
+        ["--ckpt-path=a.ckpt"],
+        ["--optimizer.lr=1"],
+        ["--ifru", "null"],
+        ["--seed_everything=1"],
+    ],
+)
+def test_an_audit_refuses_options_of_the_fit_on_the_command_line(capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", "--original", "a.ckpt", "--unlearned", "b.ckpt", *option])
+    name = option[0].partition("=")[0].replace("-", "_").replace("__", "--")
+    assert stop.value.code == 2
+    assert f"got {name}, which is for the fit and has no part in an audit" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["audit", "--help"])
+    assert name.partition(".")[0] not in capsys.readouterr().out
 
 
 def test_an_audit_refuses_a_key_that_nobody_knows(run_folder, capsys):

@@ -244,8 +244,8 @@ def _write(document: Path, rows: list[dict[str, Any]]) -> None:
     near = [ratio for ratio, target in ratios if target < 0.5]
     about = (
         f"Made on {date.today()}, {cpu()}, one thread for each training. Of {len(ratios)} trainings that did not "
-        f"collapse, less than half is left in {sum(ratio < 0.5 for ratio, _ in ratios)}; of those {len(near)} whose target "
-        f"is below 0.5, in {sum(ratio < 0.5 for ratio in near)}."
+        f"collapse, less than half is left in {sum(ratio < 0.5 for ratio, _ in ratios)}; of those {len(near)} whose "
+        f"target is below 0.5, in {sum(ratio < 0.5 for ratio in near)}."
     )
     for name, content in (("about", about), ("overview", overview(rows)), ("models", table(rows))):
         section = re.compile(rf"(<!-- rows: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

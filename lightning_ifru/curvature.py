@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 
+from lightning_ifru.derivatives import Derivative
 from lightning_ifru.objective import Chunk, Examples, Objective
 from lightning_ifru.parameters import Parameters, ravel, unravel
 
@@ -42,19 +43,21 @@ class Curvature(ABC):
         # product. The interactions' part is never kept.
         self._h, self._pullback = vjp(self._encode, parameters)
         self._decoder = objective.decoder_part(parameters)
+        self._derivative = Derivative()
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Multiply ``vector [P]``."""
         tangent = unravel(vector, self.parameters)
         data = self._data_product(tangent)
-        (omega,) = jvp(grad(lambda p: self.objective.penalty(p, self.examples)), (self.parameters,), (tangent,))[1:]
+        slope = grad(lambda p: self.objective.penalty(p, self.examples))
+        _, omega = self._derivative(slope, (self.parameters,), (tangent,))
         return ravel(data) + ravel(omega)
 
     def _encode(self, parameters: Parameters) -> Tensor:
         return self.objective.encode(parameters, self.edge_index)
 
     def _data_product(self, tangent: Parameters) -> Parameters:
-        _, h_tangent = jvp(self._encode, (self.parameters,), (tangent,))
+        _, h_tangent = self._derivative(self._encode, (self.parameters,), (tangent,))
         decoder_tangent = {name: tangent[name] for name in self._decoder}
         gradient = torch.zeros_like(self._h)
         product = torch.zeros_like(self._h)
@@ -98,9 +101,9 @@ class GaussNewton(Curvature):
             return self.objective.decode(decoder, source, destination)
 
         primals = (self._decoder, *rows)
-        score_tangent = jvp(decode, primals, (decoder_tangent, *tangents))[1]
+        _, score_tangent = self._derivative(decode, primals, (decoder_tangent, *tangents))
         scores, pullback = vjp(decode, *primals)
-        bent = jvp(grad(lambda s: chunk.risk(self.objective.loss, s)), (scores,), (score_tangent,))[1]
+        _, bent = self._derivative(grad(lambda s: chunk.risk(self.objective.loss, s)), (scores,), (score_tangent,))
         d, s, t = pullback(bent)
         return (None, None), (d, s, t)
 
@@ -116,11 +119,11 @@ class Hessian(Curvature):
         self, chunk: Chunk, rows: list[Tensor], decoder_tangent: Parameters, tangents: list[Tensor]
     ) -> tuple[tuple[Tensor, Tensor], tuple[Parameters, Tensor, Tensor]]:
         first = grad(lambda *inputs: self.objective.chunk_risk(chunk, *inputs), argnums=(0, 1, 2))
-        (_, s, t), product = jvp(first, (self._decoder, *rows), (decoder_tangent, *tangents))
+        (_, s, t), product = self._derivative(first, (self._decoder, *rows), (decoder_tangent, *tangents))
         return (s, t), product
 
     def _encoder_product(self, tangent: Parameters, gradient: Tensor, product: Tensor) -> Parameters:
         def pull(parameters: Parameters, rows: Tensor) -> Parameters:
             return vjp(self._encode, parameters)[1](rows)[0]
 
-        return jvp(pull, (self.parameters, gradient), (tangent, product))[1]
+        return self._derivative(pull, (self.parameters, gradient), (tangent, product))[1]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import lightning
 import torch
 from torch import Tensor
 
@@ -20,8 +21,6 @@ from lightning_ifru.stateless import Stateless, decoder_parameters, refuse_kept_
 from lightning_ifru.weight_decay import l2_decays, l2_penalty
 
 if TYPE_CHECKING:
-    import lightning
-
     _Base = lightning.LightningModule
 else:
     _Base = object
@@ -55,6 +54,14 @@ class IFRUMixin(_Base):
     message_passing_hops: int | None = None
     _edges: tuple[Tensor, Tensor] | None = None
     _targets_checked: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if lightning.LightningModule in cls.__mro__[: cls.__mro__.index(IFRUMixin)]:
+            raise ObjectiveError(
+                f"{cls.__name__} names LightningModule before IFRUMixin, whose training_step is then not found; wanted "
+                f"class {cls.__name__}(IFRUMixin, LightningModule)."
+            )
 
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return the representations ``[num_nodes, d]`` of users and then items, given ``edge_index [2, 2E]``."""
@@ -109,7 +116,7 @@ class IFRUMixin(_Base):
             own = self._node_penalty(len(weights))
             loss = loss + own @ weights.to(own.dtype)
         if self.regularizes:
-            loss = loss + self.regularization()
+            loss = loss + self._penalty()
         if not loss.requires_grad:
             raise ObjectiveError(
                 f"the training loss of {type(self).__name__} depends on no trainable parameter; unfreeze what is to be "
@@ -223,7 +230,7 @@ class IFRUMixin(_Base):
             return call.on(p, "_node_penalty", num_users + num_items)
 
         def regularization(p: Parameters) -> Tensor:
-            own = call.on(p, "regularization") if self.regularizes else 0.0
+            own = call.on(p, "_penalty") if self.regularizes else 0.0
             return own + l2_penalty(p, decays)
 
         return (
@@ -273,16 +280,23 @@ class IFRUMixin(_Base):
             fresh.reset_parameters()  # type: ignore[operator]
             return fresh.get_parameter(".".join(path[depth:]))[rows.cpu()].detach()
 
+    def _penalty(self) -> Tensor:
+        """Return an own :meth:`regularization`, after a look at its shape."""
+        penalty = self.regularization()
+        self._check_shape("regularization", penalty, (), "a scalar tensor: sum the penalty of all weights")
+        return penalty
+
     def _node_penalty(self, num_nodes: int) -> Tensor:
         """Return :meth:`node_regularization` where there is one, after a look at its shape."""
-        penalty = self.node_regularization()
-        got = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__
-        if not isinstance(penalty, Tensor) or got != (num_nodes,):
-            raise ObjectiveError(
-                f"node_regularization of {type(self).__name__} returned {got}; wanted one penalty for each user and "
-                f"then each item, shape {(num_nodes,)}: sum over the columns of a row, .square().sum(1)."
-            )
+        penalty: Any = self.node_regularization()
+        wanted = f"one penalty for each user and then each item, shape {(num_nodes,)}: sum over a row's columns"
+        self._check_shape("node_regularization", penalty, (num_nodes,), wanted)
         return penalty
+
+    def _check_shape(self, method: str, value: object, shape: tuple[int, ...], wanted: str) -> None:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise ObjectiveError(f"{method} of {type(self).__name__} returned {got}; wanted {wanted}.")
 
     def _data(self) -> Any:
         data = getattr(self.trainer, "datamodule", None)

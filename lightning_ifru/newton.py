@@ -128,7 +128,14 @@ class NewtonSearch:
         def product(vector: Tensor) -> Tensor:
             self.products += 1
             self.report(f"{kind} product {self.products}")
-            return matrix(vector * self.kept) * self.kept
+            try:
+                return matrix(vector * self.kept) * self.kept
+            except NotImplementedError as error:
+                first = str(error).strip().partition("\n")[0]
+                raise ObjectiveError(
+                    f"{self.objective.name} has an operation without a second derivative ({first}), so that there is "
+                    "no Newton step; write it with others: an embedding and a sum for EmbeddingBag, squares for cdist."
+                ) from error
 
         return product
 

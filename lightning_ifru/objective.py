@@ -16,8 +16,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vjp
+from torch.func import grad, grad_and_value, vjp
 
+from lightning_ifru.derivatives import Derivative
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.losses import Loss
 from lightning_ifru.parameters import Parameters
@@ -269,8 +270,8 @@ class Objective:
                 f"{float(scores.min()):.3g} to {float(scores.max()):.3g}; wanted a number: check its formula for "
                 "logarithms and divisions, or choose loss='bce' or 'bpr'."
             )
-        curvature = jvp(grad(lambda s: chunk.risk(self.loss, s)), (scores,), (_alternating(scores),))[1]
-        slope = grad(lambda s: chunk.risk(self.loss, s))(scores)
+        slope_at = grad(lambda s: chunk.risk(self.loss, s))
+        slope, curvature = Derivative()(slope_at, (scores,), (_alternating(scores),))
         if not bool(slope.any()) and not bool(curvature.any()):
             raise ObjectiveError(
                 f"the loss '{self.loss.name}' of {self.name} does not depend on the scores; wanted a function of them: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import lightning
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.plugins import BitsandbytesPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
@@ -43,10 +44,17 @@ def plainly(trainer: lightning.Trainer, module: lightning.LightningModule) -> It
     """Compute in the type of the weights, and without compiled code, whatever training or the caller does.
 
     Autocast would round the curvature to half precision, and :mod:`torch.func` does not differentiate compiled code.
-    Tensors that the module makes are of the type that they have in training, float64 with ``"64-true"``.
+    Tensors that the module makes are of the type that they have in training, float64 with ``"64-true"``. Of attention
+    the plain formula alone has a second derivative.
     """
-    new_tensors = trainer.precision_plugin.tensor_init_context()
-    with torch.compiler.set_stance("force_eager"), torch.autocast(module.device.type, enabled=False), new_tensors:
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autocast(module.device.type, enabled=False))
+        stack.enter_context(trainer.precision_plugin.tensor_init_context())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
 
 

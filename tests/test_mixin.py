@@ -169,7 +169,7 @@ class OnePenalty(Own):
         return self.table.weight.square().sum()
 
 
-@pytest.mark.parametrize(("cls", "got"), [(NoPenalty, "NoneType"), (OnePenalty, r"\(\)")])
+@pytest.mark.parametrize(("cls", "got"), [(NoPenalty, "NoneType"), (OnePenalty, r"shape \(\)")])
 def test_a_penalty_of_nodes_of_another_shape_is_refused(make_data, make_trainer, cls, got):
     data = make_data()
     model = attached(cls(), data, make_trainer())
@@ -932,3 +932,22 @@ def test_a_loss_that_is_a_mean_already_is_refused_in_training(make_data, make_tr
         ObjectiveError, match=r"'MSELoss' returned \(\); wanted one loss per example, shape \(\d+,\): .*none"
     ):
         make_trainer().fit(Averaged(), datamodule=make_data())
+
+
+def test_the_wrong_order_of_bases_is_refused_when_the_class_is_made():
+    with pytest.raises(ObjectiveError, match=r"^Late names LightningModule before IFRUMixin.*Late\(IFRUMixin, Light"):
+
+        class Late(lightning.LightningModule, IFRUMixin):
+            pass
+
+
+class MatrixPenalty(Own):
+    def regularization(self):
+        return self.table.weight.square()
+
+
+def test_a_regularization_that_is_no_scalar_is_refused(make_data, make_trainer):
+    data = make_data()
+    model = attached(MatrixPenalty(), data, make_trainer())
+    with pytest.raises(ObjectiveError, match=r"regularization of MatrixPenalty returned shape \(70, 4\); wanted a sca"):
+        model.training_step(everything(data, "bce"), 0)

@@ -7,7 +7,7 @@ from conftest import NUM_ITEMS, NUM_USERS
 from stock_layers import GAT, Bipartite, GraphSAGE
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
-from lightning_ifru import IFRU, IFRUMixin, UnlearningRequest
+from lightning_ifru import IFRU, IFRUMixin, ObjectiveError, UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.newton import NewtonSearch
 from lightning_ifru.parameters import ravel, unravel
@@ -147,3 +147,52 @@ def test_the_bipartite_module_passes_messages_to_items_and_back(make_data):
     ]
     torch.testing.assert_close(model.encode(edges), torch.stack(h_users + h_items), rtol=1e-12, atol=1e-12)
     assert not {"user_features", "item_features"} & set(model.state_dict())
+
+
+class WithoutForwardMode(Stack):
+    """Operations that have no forward-mode derivative: a sparse product, attention, and Huber's loss."""
+
+    def __init__(self, loss="bce"):
+        super().__init__(GCNConv, 1, loss)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def encode(self, edge_index):
+        x = self.embedding.weight
+        ones = torch.ones(edge_index.shape[1], dtype=x.dtype)
+        adjacency = torch.sparse_coo_tensor(edge_index, ones, (len(x), len(x))).coalesce()
+        h = self.convs[0](x, edge_index) + torch.sparse.mm(adjacency, x) / 10
+        return h + self.attention(h[None], h[None], h[None], need_weights=False)[0][0]
+
+
+def huber(scores, targets):
+    return torch.nn.functional.huber_loss(scores, targets, delta=2.0, reduction="none")
+
+
+@pytest.mark.parametrize("loss", ["bce", huber], ids=["bce", "huber"])
+def test_operations_without_forward_mode_are_differentiated_backwards_twice(trained, loss):
+    torch.manual_seed(2)
+    trainer, _, data = trained(model=WithoutForwardMode(loss), max_epochs=20, method=IFRU())
+    report = trainer.unlearn(data, request=UnlearningRequest(users=["person-011"]))
+    assert report.steps >= 1
+    assert report.residual_after < 0.95 * report.residual_before
+
+
+class Bagged(Stack):
+    """An operation that has no second derivative at all."""
+
+    def __init__(self):
+        super().__init__(GCNConv, 1, "bce")
+        self.bag = torch.nn.EmbeddingBag(5, 8)
+
+    def encode(self, edge_index):
+        nodes = torch.arange(len(self.embedding.weight))
+        return super().encode(edge_index) * self.bag(nodes.unsqueeze(1) % 5)
+
+
+def test_an_operation_without_second_derivative_is_refused_in_a_sentence(trained, snapshot):
+    trainer, model, data = trained(model=Bagged(), max_epochs=1)
+    data.forget(UnlearningRequest(users=["person-011"]))
+    state = snapshot(model=model, data=data, trainer=trainer)
+    with pytest.raises(ObjectiveError, match=r"^Bagged has an operation without a second derivative \(.*Newton step"):
+        trainer.unlearn(data)
+    state.check()

@@ -58,7 +58,6 @@ MODELS: dict[str, Callable[[Data], IFRUMixin]] = {
     "GAT": lambda data: GAT(data.num_users, data.num_items, DIM),
     "bipartite": lambda data: Bipartite(torch.ones(data.num_users, 1), genres(data), DIM),
 }
-SHOWN = ("MF", "LightGCN-2", "NGCF-2", "NGCF-2, SiLU", "NeuMF", "NeuMF, SiLU", "GraphSAGE", "GAT", "bipartite")
 
 
 @cache
@@ -256,7 +255,7 @@ def _write(document: Path, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Run all cases and print the table, or put it into a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=SHOWN, choices=MODELS, help="default: %(default)s")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default: %(default)s)")
     parser.add_argument("--rows", type=Path, default=Path("benchmarks-rows/models.jsonl"), help="where rows are kept")

@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 
 import lightning as L
-import pandas as pd
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
@@ -26,6 +25,7 @@ from torch_geometric.nn import LightGCN
 from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningError, UnlearningRequest
 from lightning_ifru.metrics import top_items
 from lightning_ifru.report import UnlearningReport
+from lightning_ifru.sources import read_text_table
 
 RATINGS = Path(__file__).parent / "data" / "ml-latest-small" / "ratings.csv.gz"
 
@@ -83,7 +83,7 @@ def main(
         item: column of item ids.
         epochs: epochs of training.
         forget: id of a user; by default 1% of the training interactions, chosen by chance.
-        limit: read only so many rows of the CSV.
+        limit: take only so many rows of the CSV, the first ones.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")
@@ -95,7 +95,7 @@ def main(
             raise UnlearningError(f"AmazonBook could not be downloaded ({error}); give a CSV with --data.") from error
         ratings = InteractionDataModule(graph, user="user", item="book", split="given", batch_size=8192)
     else:
-        rows = data if limit is None else pd.read_csv(data, nrows=limit, dtype=str)
+        rows = data if limit is None else read_text_table(data).head(limit)
         ratings = InteractionDataModule(rows, user=user, item=item, val_fraction=0, test_fraction=0.2, batch_size=8192)
     model = LightGCNExample(ratings.num_users + ratings.num_items)
     quiet = {"logger": False, "enable_model_summary": False, "enable_progress_bar": sys.stderr.isatty()}

@@ -2,27 +2,28 @@
 
     python examples/stock_layers.py [--epochs 30] [--dim 16] [--films 500] [--user 42]
 
-What makes such a module able to forget is the mixin and ``encode``. The layers' weight matrices are corrected together
-with the embedding rows.
+The mixin and ``encode`` make a module able to forget; weight matrices are corrected together with embedding rows.
 """
 
-import argparse
+import logging
+import sys
+import warnings
 from pathlib import Path
 
-import lightning
-import pandas
-import rich
+import lightning as L
+import pandas as pd
 import torch
 import torch_geometric
+from jsonargparse import auto_cli
+from rich.console import Console
 from torch import Tensor, nn
-from torch_geometric.nn import SAGEConv
 
-from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningRequest
+from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningError, UnlearningRequest
 
 MOVIELENS = Path(__file__).parent / "data" / "ml-latest-small"
 
 
-class GraphSAGE(IFRUMixin, lightning.LightningModule):
+class GraphSAGE(IFRUMixin, L.LightningModule):
     """Embeddings of users and items, and two layers that average over the neighbours."""
 
     def __init__(self, num_users: int, num_items: int, dim: int = 16, loss: str = "bce") -> None:
@@ -53,22 +54,19 @@ class GAT(GraphSAGE):
         self.net = torch_geometric.nn.GAT(dim, dim, num_layers=2, heads=2, act="elu")
 
 
-class Bipartite(IFRUMixin, lightning.LightningModule):
-    """Users and items with features: an encoder each, then messages to the items and back to the users.
-
-    Features must not be computed from the interactions: a person's activity or mean rating would stay in the module
-    after the person is forgotten. For the same reason they are in no state dict.
-    """
+class Bipartite(IFRUMixin, L.LightningModule):
+    """Users and items with features: an encoder each, then messages to the items and back to the users."""
 
     def __init__(self, user_features: Tensor, item_features: Tensor, dim: int = 16, loss: str = "bce") -> None:
         super().__init__()
         self.loss = loss
+        # Never compute features from interactions: a person's activity or mean rating would stay in the module after
+        # the person is forgotten. For the same reason they are in no state dict.
         self.register_buffer("user_features", user_features, persistent=False)
         self.register_buffer("item_features", item_features, persistent=False)
         self.users, self.items = nn.Embedding(len(user_features), dim), nn.Embedding(len(item_features), dim)
-        self.user_encoder = nn.Linear(user_features.shape[1], dim)
-        self.item_encoder = nn.Linear(item_features.shape[1], dim)
-        self.to_items, self.to_users = SAGEConv((dim, dim), dim), SAGEConv((dim, dim), dim)
+        self.user_encoder, self.item_encoder = (nn.Linear(x.shape[1], dim) for x in (user_features, item_features))
+        self.to_items, self.to_users = (torch_geometric.nn.SAGEConv((dim, dim), dim) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,32 +86,34 @@ class Bipartite(IFRUMixin, lightning.LightningModule):
     configure_optimizers = GraphSAGE.configure_optimizers
 
 
-def main() -> None:
-    """Train each, let it forget a person and print what was done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30, help="epochs of training (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=16, help="size of an embedding (default: %(default)s)")
-    parser.add_argument("--films", type=int, default=500, help="only the most rated ones (default: %(default)s)")
-    parser.add_argument("--user", default="42", help="id of the person to forget (default: %(default)s)")
-    options = parser.parse_args()
-    ratings = pandas.read_csv(MOVIELENS / "ratings.csv.gz")
-    ratings = ratings[ratings.movieId.isin(ratings.movieId.value_counts().index[: options.films])]
-    films = pandas.read_csv(MOVIELENS / "movies.csv.gz", index_col="movieId")
+def main(epochs: int = 30, dim: int = 16, films: int = 500, user: str = "42") -> None:
+    """Train each, let it forget a person and print what was done.
+
+    Args:
+        epochs: epochs of training.
+        dim: size of an embedding.
+        films: only so many films, the most rated ones.
+        user: id of the person to forget.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    log = pd.read_csv(MOVIELENS / "ratings.csv.gz")
+    log = log[log.movieId.isin(log.movieId.value_counts().index[:films])]
+    genres = pd.read_csv(MOVIELENS / "movies.csv.gz", index_col="movieId").genres.str.get_dummies("|")
+    quiet = {"logger": False, "enable_model_summary": False, "enable_progress_bar": sys.stderr.isatty()}
     for cls in (GraphSAGE, GAT, Bipartite):
-        lightning.seed_everything(0, verbose=False)
-        columns = {"user": "userId", "item": "movieId", "rating": "rating"}
-        data = InteractionDataModule(dict(ratings.items()), **columns, threshold=4.0, batch_size=4096)
+        L.seed_everything(0, verbose=False)
+        data = InteractionDataModule(log, user="userId", item="movieId", rating="rating", threshold=4, batch_size=4096)
         # MovieLens says nothing about its users: a one for everybody stands where an age or a language would.
-        about_users = torch.ones(data.num_users, 1)
-        about_items = torch.tensor(films.genres.str.get_dummies("|").loc[list(data.item_ids)].to_numpy()).float()
-        about = (about_users, about_items) if cls is Bipartite else (data.num_users, data.num_items)
-        model = cls(*about, dim=options.dim)
-        trainer = lightning.Trainer(
-            max_epochs=options.epochs, callbacks=[IFRUCallback()], logger=False, enable_checkpointing=False
-        )
+        features = torch.ones(data.num_users, 1), torch.tensor(genres.loc[list(data.item_ids)].to_numpy()).float()
+        model = cls(*(features if cls is Bipartite else (data.num_users, data.num_items)), dim=dim)
+        trainer = L.Trainer(max_epochs=epochs, callbacks=[IFRUCallback()], enable_checkpointing=False, **quiet)
         trainer.fit(model, datamodule=data)
-        rich.print(f"\n{cls.__name__}", trainer.unlearn(data, request=UnlearningRequest(users=[options.user])))
+        Console().print(f"\n{cls.__name__}", trainer.unlearn(data, request=UnlearningRequest(users=[user])))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        auto_cli(main)
+    except UnlearningError as error:
+        sys.exit(str(error))

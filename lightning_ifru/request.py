@@ -247,6 +247,8 @@ def _read_json(path: Path) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text, object_pairs_hook=_unique_keys)
+    except FileNotFoundError as error:
+        raise RequestError(f"there is no file {str(path)!r}; give the path of an existing JSON file.") from error
     except json.JSONDecodeError as error:
         raise RequestError(f"it is not JSON ({error.msg} in line {error.lineno}); correct it.") from error
     except (OSError, ValueError, RecursionError) as error:

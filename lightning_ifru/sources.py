@@ -202,5 +202,5 @@ def _require(columns: dict[str, str], present: Iterable[Any], origin: str) -> No
     for role, name in columns.items():
         if name not in present:
             names = ", ".join(repr(column) for column in present)
-            remedy = "add it" if role == "split" else f"name the right one with {role}=..."
+            remedy = "add it." if role == "split" else f"name the right one with {role}=..."
             raise DataError(f"{origin} has no column {name!r} (its columns: {names}); {remedy}")

@@ -19,6 +19,7 @@ import numpy as np
 import own_module
 import pandas as pd
 import pytest
+import stock_layers
 import torch
 import torch_geometric
 from torch_geometric.data import HeteroData
@@ -214,6 +215,21 @@ def test_lightgcn_takes_gowalla_and_trains_on_it_as_pyg_does(fit):
     check_steps(fit, data, 2)
 
 
+def test_lightgcn_says_in_a_sentence_that_there_is_no_such_file(call, tmp_path):
+    for limit in ((), ("--limit", 100)):
+        said = call("lightgcn", "--data", tmp_path / "nofile.csv", *limit)
+        assert "there is no file" in said
+        assert "\n" not in said
+
+
+def test_lightgcn_takes_the_first_rows_of_a_file(monkeypatch):
+    taken = []
+    monkeypatch.setattr(lightgcn, "InteractionDataModule", lambda rows, **_: taken.append(rows) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lightgcn.main(limit=7)
+    assert taken[0].reset_index(drop=True).equals(pd.read_csv(lightgcn.RATINGS, dtype=str).head(7))
+
+
 # -------------------------------------------------------------------------------------------------- the paper's setting
 
 
@@ -292,6 +308,27 @@ def test_the_module_forgets(capsys):
     assert report.residual_after < report.residual_before
     assert report.rows_changed > 1
     assert "What was forgotten" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------- stock layers
+
+
+def test_modules_of_stock_layers_forget_a_person(capsys):
+    count = 20
+    log = ratings(None)
+    log = log[log["movieId"].isin(log["movieId"].value_counts().index[:count])]
+    stock_layers.main(epochs=20, dim=4, films=count, user="42")
+    out = capsys.readouterr().out
+    assert re.findall("^(?:GraphSAGE|GAT|Bipartite)$", out, re.MULTILINE) == ["GraphSAGE", "GAT", "Bipartite"]
+    assert re.findall(r"interactions +│ +(\d+) ", out) == [str((log["userId"] == 42).sum())] * 3
+    residuals = re.findall(r"residual +│ (\S+) → (\S+) ", out)
+    assert [float(after) < float(before) for before, after in residuals] == [True] * 3
+
+
+def test_stock_layers_says_in_a_sentence_whom_it_does_not_know(call):
+    said = call("stock_layers", "--epochs=1", "--dim=2", "--films=5", "--user=nobody")
+    assert "user 'nobody'" in said
+    assert "\n" not in said
 
 
 # -------------------------------------------------------------------------------------------------------- a nightly job

@@ -246,9 +246,10 @@ def test_a_bad_request_file_is_refused_by_name(tmp_path, name, content, fragment
         assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["nothing.csv", "nothing.json", "nothing.parquet"])
-def test_a_missing_request_file_is_said(tmp_path, name):
-    with pytest.raises(RequestError, match=name):
+@pytest.mark.parametrize("kind", ["CSV", "JSON", "Parquet"])
+def test_a_missing_request_file_is_said(tmp_path, kind):
+    name = f"nothing.{kind.lower()}"
+    with pytest.raises(RequestError, match=rf"there is no file .*{name}'; give the path of an existing {kind} file\.$"):
         UnlearningRequest.from_file(tmp_path / name)
 
 

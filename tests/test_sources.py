@@ -308,5 +308,5 @@ def test_a_given_split_is_read_by_its_words(tmp_path):
     path = write(tmp_path, "user,item,split\n1,2,val\n3,4,Train\n5,6,\n")
     with pytest.raises(DataError, match=r"'split' \(split\) has 2 values other than train, val, test, .* line 3"):
         read_source(path, user="user", item="item", split="split")
-    with pytest.raises(DataError, match=r"no column 'split' .* add it"):
+    with pytest.raises(DataError, match=r"no column 'split' .* add it\.$"):
         read_source({"user": [1], "item": [2]}, user="user", item="item", split="split")

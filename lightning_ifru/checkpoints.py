@@ -40,7 +40,12 @@ def older_checkpoints(trainer: lightning.Trainer, written: Path) -> list[str]:
     for folder in [*folders, *(Path(callback.dirpath) for callback in models if callback.dirpath)]:
         paths += map(str, sorted(folder.glob("*.ckpt")))
     found = {os.path.abspath(path): path for path in reversed(paths) if path and Path(path).exists()}
-    return sorted(path for path in found.values() if Path(path).resolve() != written.resolve())
+    place = written.parent.resolve() / written.name  # the writing replaces a link, and not what it leads to
+    return sorted(
+        path
+        for path in found.values()
+        if place not in (Path(path).resolve(), Path(path).parent.resolve() / Path(path).name)
+    )
 
 
 def warn_of(older: list[str]) -> None:

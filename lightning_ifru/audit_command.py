@@ -12,7 +12,7 @@ import lightning
 from rich.console import Console
 
 from lightning_ifru.auditing import audit
-from lightning_ifru.command_parser import CommandParser, add_flag, built, check_sizes, link_sizes
+from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, add_flag, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
 
 
@@ -89,4 +89,5 @@ _OF_THE_FIT: dict[str, Any] = {
     "lr_scheduler": dict | None,
     "ckpt_path": str | None,
     "ifru": dict | None,
+    **OF_THE_FIT,
 }

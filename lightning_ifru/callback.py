@@ -41,6 +41,9 @@ class IFRUCallback(lightning.Callback):
         request: applied when fitting ends: a request, or the path of a request file. Read and checked when fitting
             starts.
 
+    Attributes:
+        report: of the last unlearning, ``None`` before the first; no part of a checkpoint.
+
     Raises:
         MisconfigurationException: the method is no ``IFRU``.
 
@@ -57,6 +60,7 @@ class IFRUCallback(lightning.Callback):
         self.method = IFRU() if method is None else method
         self.request = request
         self.ledger: list[dict[str, Any]] = []
+        self.report: UnlearningReport | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger."""
@@ -111,6 +115,7 @@ class IFRUCallback(lightning.Callback):
                 "they were, apart from rows of the erased, which are drawn anew; retrain, or train further before."
             )
         warn_of(report.older_checkpoints)
+        self.report = report
         return report
 
     def _unlearn(

@@ -91,8 +91,10 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[str, list[str], str, str], object
         "--config run.yaml [--trainer.max_epochs 50] [--model.embedding_dim 64] [--ckpt_path last.ckpt] [...]",
         "Train a model on interactions.\n\n"
         "The config names model and data by class_path and init_args (--model.help LightGCN lists these); num_users\n"
-        "and num_items come from the data. All that was used is written to config.yaml in the logger's folder. With\n"
-        "--ifru.request the request is applied when fitting ends; with --ckpt_path the fit goes on from a checkpoint.",
+        "and num_items come from the data. All that was used is written to config.yaml in the logger's folder, or in\n"
+        "trainer.default_root_dir, which is the current folder by default, if there is no logger. With --ifru.request\n"
+        "the request is applied when fitting ends; with --without it is taken out of the data before training, for a\n"
+        "retrained model to compare with; with --ckpt_path the fit goes on from a checkpoint.",
         TrainingCommand,
     ),
     "validate": (

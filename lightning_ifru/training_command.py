@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.checkpoints import older_checkpoints, warn_of
-from lightning_ifru.command_parser import CommandParser, add_flag, built, check_sizes, link_sizes
+from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, add_flag, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
 from lightning_ifru.outputs import check_target, replacing
+from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.trainer import unlearn
 
 
@@ -81,6 +83,21 @@ class TrainingCommand(LightningCLI):
         parser.add_class_arguments(IFRUCallback, "ifru", sub_configs=True)
         link_sizes(parser)
         add_flag(parser, "json", _ANSWERS[self.command])
+        if self.command == "fit":
+            parser.add_argument(
+                "--without",
+                type=str | None,
+                default=None,
+                help="request file of what to take out of the data before training; with the original's seed this is "
+                "the paired retraining for audit --retrained.",
+            )
+            parser.add_argument(
+                "--report",
+                type=str | None,
+                default=None,
+                help="file to write the report on --ifru.request to, as JSON.",
+            )
+            add_flag(parser, "overwrite", "replace --report if it exists; without it that is refused.")
         if self.command == "unlearn":
             parser.add_argument(
                 "--ckpt_path", type=str | None, default=None, help="checkpoint to unlearn from; it is left as it is."
@@ -99,11 +116,29 @@ class TrainingCommand(LightningCLI):
                 help="the checkpoint to write, with weights, data and ledger; nothing is written if anything fails.",
             )
             parser.add_argument("--report", type=str | None, default=None, help="file to write the report to, as JSON.")
-            add_flag(parser, "overwrite", "replace --output and --report if they exist; without it they are refused.")
+            parser.add_argument(
+                "--figure",
+                type=str | None,
+                default=None,
+                help=f"file to draw the report into, of which the name ends with {_listed(_DRAWN)}.",
+            )
+            add_flag(
+                parser, "overwrite", "replace --output, --report and --figure if they exist; else they are refused."
+            )
             add_flag(parser, "dry_run", "only say what would be forgotten and at what cost; no checkpoint is written.")
+        self.passed_over = OF_THE_FIT.keys() - parser.get_defaults().keys()
+        for key in self.passed_over:
+            parser.add_argument(f"--{key}", type=OF_THE_FIT[key], default=None, help=SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without LightningCLI's advice against a list of arguments."""
+        given = [str(argument).partition("=")[0] for argument in args or []][1:]
+        if not any(option.startswith(_DESCRIBING) or option.endswith(".help") for option in given):
+            beside = "; --ckpt_path, --request and --output are needed too" if self.command == "unlearn" else ""
+            self.parser.error(f"got no --config; give it, or --model and --data{beside}")
+        for key in self.passed_over:
+            if f"--{key}" in given:
+                self.parser.error(f"got --{key}, which {self.command} does not have; leave it out")
         self.config = parser.parse_args(args)
         self.options = self.config[self.command]
 
@@ -117,18 +152,15 @@ class TrainingCommand(LightningCLI):
                 rank_zero_info(
                     f"{self.command} got no --ckpt_path, so that the model has the weights it is built with."
                 )
+            if self.command == "fit":
+                self._check_targets("report")
             return
         for name, missing in _NEEDED.items():
             if self.options[name] is None and not (name == "output" and self.options.dry_run):
                 self.parser.error(f"got no --{name}; {missing}")
-        targets = {name: Path(self.options[name]) for name in ("output", "report") if self.options[name] is not None}
-        for name, path in targets.items():
-            check_target(path, self.options.overwrite, f"--{name}")
-        if len({path.resolve() for path in targets.values()}) < len(targets):
-            raise DataError(
-                f"got --output {targets['output']} and --report {targets['report']}, which are one file; give another "
-                "path for the report."
-            )
+        if self.options.figure is not None and Path(self.options.figure).suffix.lower() not in _DRAWN:
+            raise DataError(f"got --figure {self.options.figure}; wanted a name that ends with {_listed(_DRAWN)}.")
+        self._check_targets("output", "report", "figure")
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer."""
@@ -158,11 +190,25 @@ class TrainingCommand(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def fit(self, **given: Any) -> None:
-        """Fit; answer with the metrics logged last, the best checkpoint and the number of epochs."""
+        """Fit; answer with the metrics logged last, the best checkpoint, the number of epochs and the report."""
+        wanted = self.options
+        (callback,) = (each for each in self.trainer.callbacks if isinstance(each, IFRUCallback))  # type: ignore[attr-defined]
+        if wanted.report is not None and callback.request is None:
+            raise MisconfigurationException(
+                f"got --report {wanted.report} and nothing to forget; wanted --ifru.request, or no --report."
+            )
+        if wanted.without is not None:
+            self.datamodule.forget(UnlearningRequest.from_file(wanted.without))
+            self.datamodule.commit(self.datamodule.removal())
         self._run(self.trainer.fit, given)
+        report = callback.report
+        if report is not None and wanted.report is not None:
+            with replacing(Path(wanted.report)) as written:
+                written.write_text(report.to_json() + "\n", encoding="utf-8")
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
-        self._say({"metrics": metrics, "best_checkpoint": best or None, "epochs": self.trainer.current_epoch})
+        answer = {"metrics": metrics, "best_checkpoint": best or None, "epochs": self.trainer.current_epoch}
+        self._say(answer | {"unlearn": None if report is None else asdict(report)})
 
     def validate(self, **given: Any) -> None:
         """Validate; answer with the metrics."""
@@ -189,15 +235,33 @@ class TrainingCommand(LightningCLI):
         with (
             nullcontext() if output is None else replacing(Path(output)) as checkpoint,
             nullcontext() if wanted.report is None else replacing(Path(wanted.report)) as written,
+            nullcontext() if wanted.figure is None else replacing(Path(wanted.figure)) as drawn,
         ):
             if checkpoint is not None:
                 self.trainer.save_checkpoint(checkpoint, weights_only=False)
             if written is not None:
                 written.write_text(report.to_json() + "\n", encoding="utf-8")
+            if drawn is not None:
+                report.figure().savefig(drawn)
         warn_of(report.older_checkpoints)
         if not wanted.json:
             Console().print(report)
         self._say(asdict(report))
+
+    def _check_targets(self, *names: str) -> None:
+        """Refuse files that cannot be written, or two that are one."""
+        targets: dict[Path, str] = {}
+        for name in names:
+            if self.options[name] is None:
+                continue
+            path = Path(self.options[name])
+            check_target(path, self.options.overwrite, f"--{name}")
+            other = targets.setdefault(path.resolve(), name)
+            if other != name:
+                raise DataError(
+                    f"got --{other} {self.options[other]} and --{name} {path}, which are one file; give another path "
+                    f"for the {name}."
+                )
 
     def _run(self, method: Callable[..., Any], given: dict[str, Any]) -> Any:
         with self._stdout():
@@ -233,8 +297,14 @@ class _SaveConfig(SaveConfigCallback):
         """Write the config, once."""
         target = Path(trainer.log_dir or ".", self.config_filename)
         given = [Path(str(path)) for path in self.config.get("config") or [] if path is not None]
+        self.config = self.config.clone()
+        self.config.report, self.config.overwrite = None, False  # an unlearning with this config would write there too
         self.already_saved |= target.exists() and any(path.exists() and path.samefile(target) for path in given)
         super().setup(trainer, pl_module, stage="fit")
+
+
+def _listed(suffixes: tuple[str, ...]) -> str:
+    return f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
 
 
 def _plain(value: Any) -> Any:
@@ -247,12 +317,16 @@ def _plain(value: Any) -> Any:
 
 
 _ANSWERS = {
-    "fit": "print one JSON object, with the metrics logged last, best_checkpoint and epochs, and nothing else.",
+    "fit": "print one JSON object, with the metrics logged last, best_checkpoint, epochs and unlearn, the report on "
+    "--ifru.request, and nothing else.",
     "validate": "print one JSON object, the metrics, and nothing else.",
     "test": "print one JSON object, the metrics, and nothing else.",
     "predict": "print one JSON object, with predictions: a list of what each batch gave.",
     "unlearn": "print the report as one JSON object instead of a table.",
 }
+#: What can say of which model and data, or that nothing is to be done.
+_DESCRIBING = ("--config", "-c", "--model", "--data", "--print_config", "--help", "-h")
+_DRAWN = (".pdf", ".png", ".svg")
 _NEEDED = {
     "ckpt_path": "give the checkpoint that the fit has written, or a model that was never trained would forget.",
     "request": "give the file that says what to forget, CSV with columns user and item, or JSON.",

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport
+from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport, UnlearningRequest
 from lightning_ifru.cli import main
 from lightning_ifru.models import LightGCN
 
@@ -149,7 +150,12 @@ def test_unlearning_writes_the_weights_data_and_ledger_that_python_arrives_at(fo
     assert (folder / "unlearned.ckpt").stat().st_mode == (folder / "report.json").stat().st_mode
 
     model, data, trainer, where = in_python("best.ckpt", request="forget.csv")
+    (callback,) = (each for each in trainer.callbacks if isinstance(each, IFRUCallback))
+    trainer.unlearn(data, model=model, dry_run=True, **where)
+    assert callback.report is None
     expected = trainer.unlearn(data, model=model, **where)
+    assert callback.report is expected
+    assert callback.state_dict().keys() == {"ledger"}
     assert expected.steps > 0
     assert report["residual_after"] == expected.residual_after
     written = torch.load("unlearned.ckpt", weights_only=True)
@@ -289,15 +295,85 @@ def test_a_logger_of_the_config_gets_the_report(folder):
     assert "unlearn/residual_after" in pd.read_csv(metrics)
 
 
+def test_a_link_that_is_replaced_leaves_what_it_led_to_among_the_older(folder):
+    (folder / "current.ckpt").symlink_to("best.ckpt")
+    (folder / "last.ckpt").symlink_to("best.ckpt")
+    report = answer(*UNLEARN, "--output", "current.ckpt", "--overwrite")
+    assert report["older_checkpoints"] == ["best.ckpt", "last.ckpt"]
+    assert not (folder / "current.ckpt").is_symlink()
+
+
 @pytest.mark.parametrize("request_file", ["forget.csv", "forget.json"])
 def test_a_fit_applies_a_request_when_it_ends(folder, request_file):
     (folder / "forget.json").write_text(json.dumps({"users": GONE}))
-    answer("fit", "--config", "run.yaml", "--ifru.request", request_file)
+    (folder / "fit.json").write_text("mine")
+    said = answer("fit", "--config", "run.yaml", "--ifru.request", request_file, "--report", "fit.json", "--overwrite")
+    assert said["unlearn"] == json.loads((folder / "fit.json").read_text())
+    assert said["unlearn"]["num_users_erased"] == 2
+    assert Path(said["unlearn"]["checkpoint"]).name == "unlearned-1.ckpt"
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (written["report"], written["overwrite"]) == (None, False)
     (path,) = (folder / "checkpoints").glob("unlearned-1.ckpt")
-    assert not set(GONE) & set(torch.load(path, weights_only=True)["InteractionDataModule"]["user_ids"])
+    written = torch.load(path, weights_only=True)
+    assert not set(GONE) & set(written["InteractionDataModule"]["user_ids"])
+    assert written["callbacks"]["IFRUCallback"].keys() == {"ledger"}
+
+
+def test_a_fit_without_a_request_says_so(original):
+    assert original[2]["unlearn"] is None
+
+
+def test_a_fit_without_the_forgotten_is_the_paired_retraining_of_python(folder):
+    best = answer("fit", "--config", "run.yaml", "--without", "forget.csv")["best_checkpoint"]
+    found = torch.load(best, weights_only=True)
+    lightning.seed_everything(1)
+    data = InteractionDataModule("ratings.csv", **COLUMNS)
+    model = LightGCN(data.num_users, data.num_items, **MODEL)
+    data.forget(UnlearningRequest(users=GONE))
+    data.commit(data.removal())
+    quiet = {"enable_progress_bar": False, "enable_checkpointing": False}
+    lightning.Trainer(**TRAINER, **quiet).fit(model, datamodule=data)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(found["state_dict"][name], weight), name
+    assert not set(GONE) & set(found["InteractionDataModule"]["user_ids"])
+    assert found["callbacks"]["IFRUCallback"] == {"ledger": []}
+    assert not torch.equal(torch.load("best.ckpt")["state_dict"]["net.embedding.weight"], model.net.embedding.weight)
+    # The config that it has written serves the others, to which what the fit was without is nothing.
+    assert yaml.safe_load((folder / "config.yaml").read_text())["without"] == "forget.csv"
+    assert answer("test", "--config", "config.yaml", "--ckpt_path", best)["test_loss"] > 0
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])
+@pytest.mark.parametrize("more", [["--output", "a.ckpt"], ["--dry_run"]], ids=["done", "dry run"])
+def test_the_figure_of_the_report_is_drawn_into_a_file(folder, suffix, begins, more):
+    answer(*UNLEARN, *more, "--figure", f"figure.{suffix}")
+    assert (folder / f"figure.{suffix}").read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_with_nothing_said_of_model_and_data_says_what_it_needs(command):
+    code, said = refusal(command)
+    assert code == 2
+    assert "got no --config; give it, or --model and --data" in said
+    assert ("; --ckpt_path, --request and --output are needed too" in said) == (command == "unlearn")
 
 
 REFUSED = {
+    "retrain without whom": (1, ["fit", "--without", "strangers.csv"], "nobody"),
+    "retrain from no file": (1, ["fit", "--without", "no.csv"], "no file 'no.csv'"),
+    "test without some": (
+        2,
+        ["test", "--without", "forget.csv"],
+        "got --without, which test does not have; leave it out",
+    ),
+    "unlearn without some": (2, [*WRITE, "--without=forget.csv"], "got --without, which unlearn does not have"),
+    "predict with a report": (2, ["predict", "--report", "a.json"], "got --report, which predict does not have"),
+    "fit with no report": (1, ["fit", "--report", "a.json"], "got --report a.json and nothing to forget"),
+    "fit with a report": (1, ["fit", "--ifru.request=forget.csv", "--report=run.yaml"], "run.yaml, which exists"),
+    "figure of a kind": (1, [*WRITE, "--figure", "a.jpeg"], "--figure a.jpeg; wanted a name that ends with .pdf, .png"),
+    "figure of none": (1, [*WRITE, "--figure", "a"], "--figure a; wanted a name that ends with .pdf, .png or .svg"),
+    "figure exists": (1, [*WRITE, "--figure", "old.png"], "got --figure old.png, which exists"),
+    "figure is the report": (1, [*WRITE, "--report=a.png", "--figure=a.png"], "one file; give another path for the f"),
     "no checkpoint": (2, ["unlearn", "--request", "forget.csv", "--output", "a.ckpt"], "got no --ckpt_path; give"),
     "no request": (2, ["unlearn", "--ckpt_path", "best.ckpt", "--output", "a.ckpt"], "got no --request; give"),
     "no output": (2, UNLEARN, "got no --output; give the path"),
@@ -333,6 +409,7 @@ def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(folder, case):
     expected, args, sentence = REFUSED[case]
     (folder / "junk.ckpt").write_text("junk")
     (folder / "strangers.csv").write_text("user\nnobody\n")
+    (folder / "old.png").write_text("mine")
     before = files(folder)
     code, said = refusal(args[0], "--config", "run.yaml", *args[1:])
     assert code == expected
@@ -455,7 +532,7 @@ def test_the_help_begins_with_an_example_and_says_what_the_own_options_do(folder
     assert "print one JSON object" in out or "as one JSON object" in out
     assert "--ifru.method" in out
     if command == "unlearn":
-        assert all(f"--{name}" in out for name in ("ckpt_path", "request", "output", "report", "overwrite", "dry_run"))
+        assert all(f"--{name}" in out for name in ("ckpt_path", "request", "output", "report", "figure", "dry_run"))
 
 
 def test_everything_on_the_command_line_needs_no_config(folder):
@@ -487,3 +564,48 @@ def test_as_a_program_it_prints_one_json_object_and_returns_its_exit_code(folder
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_users_erased"] == 2
     assert done.stdout.count("\n") == 1
+
+
+def test_the_documented_nightly_job_takes_each_request_once_and_keeps_the_model_in_use(folder, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    once = re.search(r"^mkdir inbox.*?(?=^```)", page, re.MULTILINE | re.DOTALL)[0]
+    job = re.search(r"^#!/bin/sh.*?(?=^```)", page, re.MULTILINE | re.DOTALL)[0]
+    place = folder / "recommender"
+    (place / "models").mkdir(parents=True)
+    (folder / "best.ckpt").rename(place / "models" / "original.ckpt")
+    for name in ("ratings.csv", "run.yaml"):
+        (folder / name).rename(place / name)
+    program = folder / "lightning-ifru"
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom lightning_ifru.cli import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["sh", "-c", once], cwd=place, check=True)
+
+    def night():
+        return subprocess.run(["sh", "-c", job], capture_output=True, text=True, check=False).returncode
+
+    def used():
+        return torch.load(place / "current", weights_only=True)["InteractionDataModule"]["user_ids"]
+
+    for gone in GONE:  # by the third of the nights there is nothing to do
+        (place / "inbox" / f"{gone}.csv").write_text(f"user\n{gone}\n")
+        assert night() == 0, (place / "unlearn.log").read_text()
+        assert gone not in used()
+        assert not list((place / "inbox").iterdir())
+    assert not set(GONE) & set(used())
+    assert len(list((place / "done").iterdir())) == len(list((place / "reports").iterdir())) == len(GONE)
+    before = files(place)
+    assert night() == 0
+    assert files(place) == before
+
+    named = re.findall(r"delete them: (.*)", (place / "unlearn.log").read_text())[-1].split(", ")
+    assert len(named) == len(GONE)
+    for path in named:  # as it says
+        (place / path).unlink()
+    assert not set(GONE) & set(used())
+
+    (place / "inbox" / "stranger.csv").write_text("user\nnobody\n")
+    before = {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")}
+    assert night() == 1
+    assert {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")} == before

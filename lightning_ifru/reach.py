@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
+from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.graph import bipartite_edge_index
-from lightning_ifru.objective import NodeKind
+from lightning_ifru.objective import NodeKind, Objective
 from lightning_ifru.parameters import Parameters
 
 #: Two paths are moved at their user's end, two at their item's end, and the fifth is only watched.
@@ -29,6 +30,22 @@ _PATHS, _MOVED = 5, 4
 _HALF = 12
 #: Rows are drawn anew a few times, because a ReLU that is shut, or a maximum taken elsewhere, hides a hop.
 _DRAWS = 3
+
+
+def known_hops(objective: Objective, parameters: Parameters, declared: int | None) -> int | None:
+    """Return how many edges away a node's representation reaches: as declared, or else by :func:`infer_hops`.
+
+    Raises:
+        ObjectiveError: less is declared than the experiment finds.
+    """
+    sizes = objective.num_users, objective.num_items
+    found = infer_hops(objective.encode, parameters, objective.node_parameters, *sizes)
+    if declared is None or found is None or found <= declared:
+        return found if declared is None else declared
+    raise ObjectiveError(
+        f"{objective.name} declares message_passing_hops={declared}, and its representations reach {found} edges away; "
+        f"declare {found}, or leave it out to have it found."
+    )
 
 
 def infer_hops(

@@ -196,3 +196,18 @@ def test_an_operation_without_second_derivative_is_refused_in_a_sentence(trained
     with pytest.raises(ObjectiveError, match=r"^Bagged has an operation without a second derivative \(.*Newton step"):
         trainer.unlearn(data)
     state.check()
+
+
+@pytest.mark.parametrize(("declared", "refused"), [(0, True), (1, True), (2, False), (3, False)])
+def test_a_declaration_of_fewer_hops_than_there_are_is_refused(trained, declared, refused):
+    trainer, model, data = trained(model=stack(GCNConv, 2, "bce"), max_epochs=2)
+    model.message_passing_hops = declared
+    data.forget(UnlearningRequest(users=["person-011"]))
+    if refused:
+        with pytest.raises(
+            ObjectiveError, match=f"Stack declares message_passing_hops={declared}.* reach 2 edges away"
+        ):
+            trainer.unlearn(data)
+        assert data.pending is not None
+    else:
+        assert trainer.unlearn(data).affected_nodes > 0

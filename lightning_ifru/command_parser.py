@@ -126,7 +126,7 @@ def _meant(said: str, parser: LightningArgumentParser) -> str:
 
 
 #: Options of the fit alone, which a config that a fit has written or printed holds: the other commands pass over them.
-OF_THE_FIT: dict[str, Any] = {"without": str | None, "report": str | None, "overwrite": bool | None}
+OF_THE_FIT: dict[str, Any] = {"without": list[str] | str | None, "report": str | None, "overwrite": bool | None}
 _SIZES = ("num_users", "num_items")
 _NOISE = re.compile(
     r"|Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"

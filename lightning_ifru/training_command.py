@@ -86,10 +86,10 @@ class TrainingCommand(LightningCLI):
         if self.command == "fit":
             parser.add_argument(
                 "--without",
-                type=str | None,
+                type=OF_THE_FIT["without"],
                 default=None,
-                help="request file of what to take out of the data before training; with the original's seed this is "
-                "the paired retraining for audit --retrained.",
+                help="request file of what to take out of the data before training, or several, '[a.csv, b.csv]'; with "
+                "the original's seed this is the paired retraining for audit --retrained.",
             )
             parser.add_argument(
                 "--report",
@@ -198,7 +198,8 @@ class TrainingCommand(LightningCLI):
                 f"got --report {wanted.report} and nothing to forget; wanted --ifru.request, or no --report."
             )
         if wanted.without is not None:
-            self.datamodule.forget(UnlearningRequest.from_file(wanted.without))
+            for path in [wanted.without] if isinstance(wanted.without, str) else wanted.without:
+                self.datamodule.forget(UnlearningRequest.from_file(path))
             self.datamodule.commit(self.datamodule.removal())
         self._run(self.trainer.fit, given)
         report = callback.report

@@ -323,8 +323,12 @@ def test_a_fit_without_a_request_says_so(original):
     assert original[2]["unlearn"] is None
 
 
-def test_a_fit_without_the_forgotten_is_the_paired_retraining_of_python(folder):
-    best = answer("fit", "--config", "run.yaml", "--without", "forget.csv")["best_checkpoint"]
+@pytest.mark.parametrize("without", ["forget.csv", ["one.csv", "two.csv"]])
+def test_a_fit_without_the_forgotten_is_the_paired_retraining_of_python(folder, without):
+    for name, gone in zip(["one.csv", "two.csv"], GONE, strict=True):
+        (folder / name).write_text(f"user\n{gone}\n")
+    given = without if isinstance(without, str) else f"[{', '.join(without)}]"
+    best = answer("fit", "--config", "run.yaml", "--without", given)["best_checkpoint"]
     found = torch.load(best, weights_only=True)
     lightning.seed_everything(1)
     data = InteractionDataModule("ratings.csv", **COLUMNS)
@@ -339,7 +343,7 @@ def test_a_fit_without_the_forgotten_is_the_paired_retraining_of_python(folder):
     assert found["callbacks"]["IFRUCallback"] == {"ledger": []}
     assert not torch.equal(torch.load("best.ckpt")["state_dict"]["net.embedding.weight"], model.net.embedding.weight)
     # The config that it has written serves the others, to which what the fit was without is nothing.
-    assert yaml.safe_load((folder / "config.yaml").read_text())["without"] == "forget.csv"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["without"] == without
     assert answer("test", "--config", "config.yaml", "--ckpt_path", best)["test_loss"] > 0
 
 

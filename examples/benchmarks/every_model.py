@@ -241,10 +241,15 @@ def _write(document: Path, rows: list[dict[str, Any]]) -> None:
     text = document.read_text(encoding="utf-8")
     ratios = [(one["ratio"], one["target"]) for one in rows if one["ratio"] is not None]
     near = [ratio for ratio, target in ratios if target < 0.5]
+    pairs = {(one["model"], one["loss"]): False for one in rows}
+    for one in rows:
+        pairs[one["model"], one["loss"]] |= one["ratio"] is not None and one["ratio"] < 0.5
+    never = "; ".join(f"{model} with `{loss}`" for (model, loss), done in pairs.items() if not done)
     about = (
         f"Made on {date.today()}, {cpu()}, one thread for each training. Of {len(ratios)} trainings that did not "
         f"collapse, less than half is left in {sum(ratio < 0.5 for ratio, _ in ratios)}; of those {len(near)} whose "
-        f"target is below 0.5, in {sum(ratio < 0.5 for ratio in near)}."
+        f"target is below 0.5, in {sum(ratio < 0.5 for ratio in near)}. Of {len(pairs)} pairs of model and loss, "
+        f"{len(pairs) - sum(pairs.values())} get there with none of the decays: {never}."
     )
     for name, content in (("about", about), ("overview", overview(rows)), ("models", table(rows))):
         section = re.compile(rf"(<!-- rows: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -570,6 +570,7 @@ def test_as_a_program_it_prints_one_json_object_and_returns_its_exit_code(folder
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_documented_nightly_job_takes_each_request_once_and_keeps_the_model_in_use(folder, monkeypatch):
     page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
     once = re.search(r"^mkdir inbox.*?(?=^```)", page, re.MULTILINE | re.DOTALL)[0]

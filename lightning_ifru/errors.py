@@ -24,3 +24,7 @@ class ObjectiveError(UnlearningError):
 
 class SolverError(UnlearningError):
     """The linear system or the call to its solver is ill-posed."""
+
+
+class RankError(UnlearningError):
+    """The processes that share an unlearning do not agree, or one of them has failed."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from protocol import Deletion, Ratings
 from recipes import Recipe, Trained, train
 from rows import key_of
+
+#: What is kept of a model: its ``parameters`` and the ``seconds`` of its training.
+Saved = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,29 @@ class Store:
         data = source()
         without = self.ratings.request(deletion, data) if retrained else None
         path = self.folder / f"{key}.pt"
-        with _alone(path.with_suffix(".lock")):
-            if not path.exists():
-                made = train(recipe, source, seed, without)
-                unfinished = path.with_suffix(".tmp")
-                torch.save({"parameters": made.module.state_dict(), "seconds": made.seconds}, unfinished)
-                os.replace(unfinished, path)
-                return made
-        saved = torch.load(path, weights_only=True)
+
+        def make() -> Saved:
+            made = train(recipe, source, seed, without)
+            return {"parameters": made.module.state_dict(), "seconds": made.seconds}
+
+        saved = kept(path, make)
         if without is not None:
             data.forget(without)
             data.commit(data.removal())
         module = recipe.module(data, seed)
         module.load_state_dict(saved["parameters"])
         return Trained(recipe, seed, source, module, data, saved["seconds"])
+
+
+def kept(path: Path, make: Callable[[], Saved]) -> Saved:
+    """Return what is saved under a path; one process makes and saves it first if it is not there."""
+    with _alone(path.with_suffix(".lock")):
+        if not path.exists():
+            unfinished = path.with_suffix(".tmp")
+            torch.save(make(), unfinished)
+            os.replace(unfinished, path)
+    saved: Saved = torch.load(path, weights_only=True)
+    return saved
 
 
 @contextmanager

@@ -1,0 +1,215 @@
+"""What the speed must reach, and whether it does: from rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rows import Row
+
+OWN, PYG = "this package", "PyG's example"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: what is measured, what is to be reached, what was found, and ``reached`` or not."""
+
+    what: str
+    limit: str
+    found: str | None = None
+    verdict: str = "not measured"
+
+
+def last(rows: Iterable[Row], suite: str) -> list[Row]:
+    """Return the rows of a suite's latest run: of one on data from a file, if there is any."""
+    mine = [row for row in rows if row["suite"] == suite]
+    mine = [row for row in mine if row["data"]["generated"] is None] or mine
+    latest = max((row["run"] for row in mine), default=None)
+    return [row for row in mine if row["run"] == latest]
+
+
+def seconds(
+    rows: Iterable[Row], names: Sequence[str] = ("total",), *, warm: bool | None = None, **wanted: Any
+) -> list[float]:
+    """Return what the runs of some rows took: the sum of phases, for each run.
+
+    Args:
+        rows: of one run of the command.
+        names: phases; a run without one of them has spent nothing on it.
+        warm: of requests in turn the first of a process (``False``), or all others (``True``); by default all.
+        wanted: values of the rows.
+    """
+    return [
+        sum(run.get(name, 0.0) for name in names)
+        for row in rows
+        if wanted.items() <= row.items()
+        for run in row["runs"]
+        if warm is None or warm == (run.get("before", 0) > 0)
+    ]
+
+
+def middle(values: Sequence[float]) -> float | None:
+    """Return the median, ``None`` without values."""
+    return median(values) if values else None
+
+
+def over(one: float | None, other: float | None) -> float | None:
+    """Return a ratio, ``None`` if there is nothing to divide or to divide by."""
+    return one / other if one is not None and other else None
+
+
+SOLVING = ("influence", "solve")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Medians of a run of the command; ``None`` where nothing was measured.
+
+    Attributes:
+        rows: of one run.
+    """
+
+    rows: list[Row]
+
+    def epoch(self, of: str) -> float | None:
+        """Return the seconds of an epoch."""
+        return middle(seconds(self.rows, measure="epoch", of=of))
+
+    def request(self, size: str, names: Sequence[str] = ("total",), *, warm: bool | None = None) -> float | None:
+        """Return the seconds of a request, end to end or of some phases."""
+        return middle(seconds(self.rows, names, warm=warm, measure="unlearn", request=size))
+
+    def operator(self, name: str) -> float | None:
+        """Return the seconds of a ``gradient``, a ``product``, or what the operator needs once (``build``)."""
+        return middle(seconds(self.rows, (name,), measure="operators"))
+
+    def peak_mb(self) -> float | None:
+        """Return the largest peak of memory of any unlearning."""
+        return max((row["peak_memory_mb"] for row in self.rows if row["measure"] == "unlearn"), default=None)
+
+    def quality(self) -> dict[str, Any] | None:
+        """Return what forgetting did to quality."""
+        return next((row["runs"][0] for row in self.rows if row["measure"] == "quality"), None)
+
+    def at(self, factor: float) -> Summary:
+        """Return the summary of one size of generated data."""
+        return Summary([row for row in self.rows if row["factor"] == factor])
+
+
+def targets(rows: Sequence[Row]) -> list[Line]:
+    """Return every line, for which rows are there or not."""
+    main, scaling, large = (Summary(last(rows, suite)) for suite in ("speed", "scaling", "large"))
+    on = main.rows[0]["data"]["name"] if main.rows else "Gowalla"
+    return [
+        _faster(main, f"{on}, 1% of interactions, end to end, against 100 epochs of this package's training", OWN, 200),
+        _faster(main, f"{on}, 1% of interactions, end to end, against 100 epochs of PyG's example", PYG, 2000),
+        _product(main, f"{on}: a curvature product over a full-batch gradient of the risk"),
+        _one_user(main, f"{on}, one user, warm, end to end: share of an epoch of PyG's example"),
+        _memory(main, f"{on}: peak memory over the imported libraries", 2.0),
+        *_quality(main, on),
+        _scaling(scaling),
+        *_large(large),
+    ]
+
+
+def _judged(what: str, limit: str, found: str, reached: bool) -> Line:
+    return Line(what, limit, found, "reached" if reached else "**missed**")
+
+
+def _faster(summary: Summary, what: str, of: str, least: float) -> Line:
+    limit = f"{least:,.0f} times faster"
+    one, epoch = summary.request("1%"), summary.epoch(of)
+    times = over(100 * epoch if epoch else None, one)
+    if times is None:
+        return Line(what, limit)
+    return _judged(what, limit, f"{times:,.0f} times ({one:.2f} s against 100 × {epoch:.2f} s)", times >= least)
+
+
+def _product(summary: Summary, what: str) -> Line:
+    limit, most = "at most 2 times", 2.0
+    product, gradient, build = (summary.operator(name) for name in ("product", "gradient", "build"))
+    times = over(product, gradient)
+    if times is None:
+        return Line(what, limit)
+    found = f"{times:.2f} times ({product:.3f} s over {gradient:.3f} s; {build:.3f} s once for all products)"
+    return _judged(what, limit, found, times <= most)
+
+
+def _one_user(summary: Summary, what: str) -> Line:
+    limit, most = "at most 0.5%", 0.005
+    warm, setup = (summary.request("1 user", names, warm=True) for names in (("total",), ("setup",)))
+    share, own = (over(warm, summary.epoch(of)) for of in (PYG, OWN))
+    if share is None:
+        return Line(what, limit)
+    beside = f"{warm:.3f} s, of which set-up {setup:.3f} s" + (f"; {own:.1%} of our own epoch" if own else "")
+    return _judged(what, limit, f"{share:.2%} ({beside})", share <= most)
+
+
+def _memory(summary: Summary, what: str, most: float) -> Line:
+    limit, peak = f"under {most:g} GiB", summary.peak_mb()
+    return Line(what, limit) if peak is None else _judged(what, limit, f"{peak / 1024:.2f} GiB", peak / 1024 < most)
+
+
+def _quality(summary: Summary, on: str) -> list[Line]:
+    found = summary.quality() or {}
+    before, after, fell = (found.get(name) for name in ("recall@20.before", "recall@20.after", "residual_fell"))
+    recall = Line(f"{on}, 1% forgotten: Recall@20 after over before, less 1", "at least −1%")
+    residual = Line(f"{on}, 1% forgotten: the completeness residual before over after", "at least 5 times")
+    if before and after is not None:
+        text = f"{after / before - 1:+.2%} ({before:.4f} before, {after:.4f} after)"
+        recall = _judged(recall.what, recall.limit, text, after >= 0.99 * before)
+    if fell is not None:
+        residual = _judged(residual.what, residual.limit, f"{fell:.1f} times", fell >= 5)
+    return [recall, residual]
+
+
+def _scaling(summary: Summary) -> Line:
+    what = "one user, warm, gradients and solve, generated data: 4 times as many users, items and interactions"
+    limit, most = "at most 1.3 times the time", 1.3
+    small, big = (summary.at(factor).request("1 user", SOLVING, warm=True) for factor in (1.0, 4.0))
+    times = over(big, small)
+    if times is None:
+        return Line(what, limit)
+    return _judged(what, limit, f"{times:.2f} times ({big:.3f} s over {small:.3f} s)", times <= most)
+
+
+def _large(summary: Summary) -> list[Line]:
+    on = summary.rows[0]["data"] if summary.rows else {"interactions": 20_000_000}
+    on = f"{on['interactions']:,} generated interactions"
+    lines = []
+    for size, text in (("1 user", "one user"), ("0.1%", "0.1% of interactions")):
+        what, limit = f"{on}, {text}, end to end: share of an epoch of this package", "completes, at most 100%"
+        found = summary.request(size)
+        share = over(found, summary.epoch(OWN))
+        if share is None:
+            lines.append(Line(what, limit))
+        else:
+            lines.append(_judged(what, limit, f"{share:.1%} ({found:.1f} s)", share <= 1))
+    return [*lines, _memory(summary, f"{on}: peak memory over the imported libraries", 12.0)]
+
+
+def ratios(rows: Sequence[Row]) -> list[str]:
+    """Return what a run of the command has found, in lines of text, the ratios first."""
+    lines = [
+        f"{line.what}: {line.found} [{line.limit}: {line.verdict.strip('*')}]" for line in targets(rows) if line.found
+    ]
+    for row in rows:
+        text = "; ".join(f"{name} {text(row)}" for name, text in _SHOWN[row["measure"]].items())
+        where = ", ".join(str(row[name]) for name in ("measure", "of", "request") if name in row)
+        lines.append(f"{row['data']['name']}, {where}: {text}; peak {row['peak_memory_mb']:.0f} MB")
+    return lines
+
+
+def _medians(*names: str) -> dict[str, Callable[[Row], str]]:
+    return {name: lambda row, name=name: f"{middle([run[name] for run in row['runs']]):.3f} s" for name in names}
+
+
+_PHASES = ("total", "parse", "around", "setup", "influence", "solve", "apply", "checkpoint")
+_SHOWN: dict[str, dict[str, Callable[[Row], str]]] = {
+    "epoch": _medians("total"),
+    "operators": _medians("gradient", "build", "product"),
+    "unlearn": _medians(*_PHASES),
+    "quality": _medians("total", "evaluate"),
+}

@@ -44,7 +44,10 @@ class IdIndex:
 
     def __init__(self, ids: Iterable[Any]) -> None:
         values = [value.item() if isinstance(value, np.generic) else value for value in ids]
-        self._replace(np.fromiter(values, dtype=object, count=len(values)))
+        self.ids: npt.NDArray[np.object_] = np.fromiter(values, dtype=object, count=len(values))
+        self._places = {id_text(value): place for place, value in enumerate(values) if value is not None}
+        self._hashes: npt.NDArray[np.uint64] | None = None
+        self._is_plain = all(isinstance(value, (str, int, float, type(None))) for value in values)
 
     @classmethod
     def factorize(cls, column: pd.Series[Any]) -> tuple[IdIndex, Positions]:
@@ -69,30 +72,40 @@ class IdIndex:
     def erased(self) -> npt.NDArray[np.bool_]:
         """Which positions have no id any more."""
         erased = np.ones(len(self), dtype=np.bool_)
-        erased[self._live] = False
+        erased[self._live()] = False
         return erased
 
     def lookup(self, ids: Iterable[Any]) -> Positions:
         """Return the position of every id, compared by text; -1 where it is unknown or erased."""
-        found = self._texts.get_indexer(pd.Index([id_text(value) for value in ids], dtype=object))
-        return np.append(self._live, -1)[found].astype(np.int64)
+        return np.array([self._places.get(id_text(value), -1) for value in ids], dtype=np.int64)
 
     def retire(self, positions: Tensor) -> None:
         """Erase the ids at these positions (an index or a mask); all other positions stay."""
-        ids = self.ids.copy()  # an array handed out before stays what it was
-        ids[positions.numpy()] = None
-        self._replace(ids)
+        # Copies, because an array handed out before, and a copy of the index, stay what they were. They are copies of
+        # pointers: what took long was to make all texts anew.
+        ids, places = self.ids.copy(), self._places.copy()
+        where = positions.numpy()
+        for value in ids[where]:
+            places.pop(id_text(value), None)
+        ids[where] = None
+        if self._hashes is not None:
+            self._hashes = self._hashes.copy()
+            self._hashes[where] = 0
+        self.ids, self._places = ids, places
 
     def hashes(self) -> npt.NDArray[np.uint64]:
-        """Return a 64-bit hash of every id's text; 0 where it was erased."""
-        hashes = np.zeros(len(self), dtype=np.uint64)
-        hashes[self._live] = pd.util.hash_array(self._texts.to_numpy(), categorize=False)
-        return hashes
+        """Return a 64-bit hash of every id's text, 0 where it was erased; not to be written to."""
+        if self._hashes is None:
+            hashes = np.zeros(len(self), dtype=np.uint64)
+            texts = np.fromiter(self._places, dtype=object, count=len(self._places))
+            hashes[self._live()] = pd.util.hash_array(texts, categorize=False)
+            self._hashes = hashes
+        return self._hashes
 
     def moves(self, other: IdIndex) -> Positions:
         """Return where each position's id stands in another index; -1 where it does not."""
         moves = np.full(len(self), -1, dtype=np.int64)
-        moves[self._live] = other.lookup(self.ids[self._live])
+        moves[self._live()] = [other._places.get(text, -1) for text in self._places]
         return moves
 
     def fits(self, other: IdIndex) -> bool:
@@ -104,9 +117,11 @@ class IdIndex:
 
     def plain(self) -> list[Any]:
         """Return the ids as strings, numbers and ``None``: what a checkpoint can hold."""
-        return [value if isinstance(value, (str, int, float, type(None))) else id_text(value) for value in self.ids]
+        ids: list[Any] = self.ids.tolist()
+        if self._is_plain:
+            return ids
+        return [value if isinstance(value, (str, int, float, type(None))) else id_text(value) for value in ids]
 
-    def _replace(self, ids: npt.NDArray[np.object_]) -> None:
-        self.ids = ids
-        self._live: Positions = np.array([p for p, value in enumerate(ids) if value is not None], np.int64)
-        self._texts = pd.Index([id_text(value) for value in ids[self._live]], dtype=object)
+    def _live(self) -> Positions:
+        """The positions that have an id, in the order of their texts."""
+        return np.fromiter(self._places.values(), dtype=np.int64, count=len(self._places))

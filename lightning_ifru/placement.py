@@ -32,6 +32,10 @@ class Placement(Protocol):
         """Return the same for these hashes, with no trace of any other."""
         ...
 
+    def without(self, hashes: Hashes) -> Placement:
+        """Return the same for all but these hashes, with no trace of them."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Return what :func:`placement_of` takes."""
         ...
@@ -58,6 +62,10 @@ class ByHash:
         """Return the same: two numbers tell of nobody."""
         return self
 
+    def without(self, hashes: Hashes) -> ByHash:
+        """Return the same: two numbers tell of nobody."""
+        return self
+
     def state(self) -> dict[str, Any]:
         """Return the seed and the cut-offs."""
         return {"seed": self.seed, "cuts": list(self.cuts)}
@@ -73,13 +81,20 @@ class ByList:
         >>> place = ByList(val=np.array([3], dtype=np.uint64), test=np.array([1, 5], dtype=np.uint64))
         >>> place.assign(np.arange(6, dtype=np.uint64)).tolist()
         [0, 2, 0, 1, 0, 2]
-        >>> place.keeping(np.arange(4, dtype=np.uint64)).test
-        array([1], dtype=uint64)
+        >>> place.keeping(np.arange(4, dtype=np.uint64)).test, place.without(np.array([1], dtype=np.uint64)).test
+        (array([1], dtype=uint64), array([5], dtype=uint64))
     """
 
     val: Hashes
     test: Hashes
     seed: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        # Sorted, so that they say nothing of any order, and a few hashes are found in them by search.
+        for name in ("val", "test"):
+            some = getattr(self, name)
+            if (some[1:] < some[:-1]).any():
+                object.__setattr__(self, name, np.sort(some))
 
     def assign(self, hashes: Hashes) -> Tensor:
         """Return the number of the split of every hash ``[n]``, int8 ``[n]``."""
@@ -90,15 +105,27 @@ class ByList:
         """Return the list of those among these hashes."""
         return ByList(self.val[np.isin(self.val, hashes)], self.test[np.isin(self.test, hashes)])
 
+    def without(self, hashes: Hashes) -> ByList:
+        """Return the lists without these hashes."""
+        return ByList(_without(self.val, hashes), _without(self.test, hashes))
+
     def state(self) -> dict[str, Any]:
-        """Return both lists, sorted, so that they say nothing of any order."""
+        """Return both lists, sorted."""
         # Not every reader of checkpoints knows unsigned numbers.
         lists = {"val_pairs": self.val, "test_pairs": self.test}
         return {
             "seed": self.seed,
             "cuts": None,
-            **{name: torch.from_numpy(np.sort(some).view(np.int64)) for name, some in lists.items()},
+            **{name: torch.from_numpy(some.view(np.int64)) for name, some in lists.items()},
         }
+
+
+def _without(some: Hashes, hashes: Hashes) -> Hashes:
+    """Different sorted hashes without others."""
+    places = np.searchsorted(some, hashes)
+    there = places < len(some)
+    there[there] = some[places[there]] == hashes[there]
+    return np.delete(some, places[there])
 
 
 def placement_of(state: Mapping[str, Any]) -> ByHash | ByList:

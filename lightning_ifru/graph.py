@@ -68,6 +68,39 @@ class _Graph:
     def __init__(self, edge_index: Tensor) -> None:
         self.edge_index = edge_index
 
+    def matrix(self, num_nodes: int, dtype: torch.dtype) -> Tensor:
+        return normalized_adjacency(self.edge_index, num_nodes, dtype)
+
+
+class SymmetricMatrix:
+    """A constant symmetric CSR matrix ``[N, N]``, to :meth:`multiply` with; hidden from torch.func as a graph is.
+
+    Example:
+        >>> row, column = torch.tensor([[0, 1], [1, 0]])
+        >>> SymmetricMatrix.of(row, column, torch.tensor([2.0, 2.0]), 2).multiply(torch.eye(2))
+        tensor([[0., 2.],
+                [2., 0.]])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
+
+    @classmethod
+    def of(cls, row: Tensor, column: Tensor, value: Tensor, size: int) -> SymmetricMatrix:
+        """Build the matrix of entries ``[n]``, of which those at the same place add up."""
+        coo = torch.sparse_coo_tensor(torch.stack([row, column]), value, (size, size), check_invariants=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return cls(coo.coalesce().to_sparse_csr())
+
+    def matrix(self, num_nodes: int, dtype: torch.dtype) -> Tensor:
+        """Return the CSR tensor."""
+        return self._matrix
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return the product with ``x [N, d]``, differentiable to any order and mode."""
+        return _Propagation.apply(self, x)
+
 
 class _Propagation(torch.autograd.Function):
     """A x for a constant symmetric A: its backward and its forward derivative are the same product.
@@ -76,13 +109,13 @@ class _Propagation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(graph: _Graph, x: Tensor) -> Tensor:
+    def forward(graph: _Graph | SymmetricMatrix, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)  # there is no sparse product in half precision
         with torch.autocast(x.device.type, enabled=False):
-            return (normalized_adjacency(graph.edge_index, x.shape[0], dtype) @ x.to(dtype)).to(x.dtype)
+            return (graph.matrix(x.shape[0], dtype) @ x.to(dtype)).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[_Graph, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[_Graph | SymmetricMatrix, Tensor], output: Tensor) -> None:
         ctx.graph = inputs[0]
 
     @staticmethod

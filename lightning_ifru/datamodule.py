@@ -18,7 +18,8 @@ from lightning_ifru.encoding import Duplicates
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.hetero import node_counts
-from lightning_ifru.interactions import Interactions, InteractionTable, Removal
+from lightning_ifru.interactions import Interactions, InteractionTable
+from lightning_ifru.removal import Removal
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.sources import Source, read_source
 from lightning_ifru.splits import FRACTION, SplitName, split_named

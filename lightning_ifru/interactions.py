@@ -6,7 +6,9 @@ Positions are for ever. What is forgotten leaves a hole: its row is cleared, an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,13 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.encoding import Duplicates, Encoded
-from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.errors import DataError
 from lightning_ifru.ids import IdIndex, Positions
+from lightning_ifru.incidence import Incidence
 from lightning_ifru.placement import ByList, Hashes, mix, pair_hashes, placement_of
-from lightning_ifru.request import LineKey, UnlearningRequest
+from lightning_ifru.removal import Removal, plan_removal
+from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.row_index import RowIndex
 from lightning_ifru.splits import SPLITS, RandomSplit, Split
 
 
@@ -52,29 +57,6 @@ class Interactions:
         """Return each pair once, as it first occurs."""
         pair, order = ((self.user << 32) + self.item).sort(stable=True)
         return self[order[pair.diff(prepend=pair.new_tensor([-1])) != 0].sort().values]
-
-
-@dataclass(frozen=True, eq=False)
-class Removal:
-    """What a request removes from a table.
-
-    Attributes:
-        rows: Bool mask over all rows of the table: the interactions that go.
-        users: Sorted positions (int64) of the users erased: requested as a whole, or losing by the request
-            their last training interaction, or their last of all. No example of training is theirs any more,
-            so that nothing but the regularisation acts on their rows, which are drawn anew.
-        items: The same for items; of a pairwise loss the negatives still act on those not withdrawn.
-        withdrawn: Sorted positions (int64) of the items that leave the candidates: without an interaction in any
-            split, as the shortened source would not know them. One that is held out can still be drawn and
-            recommended, as an item that was never trained on can.
-        counts: Number of interactions that go, per split.
-    """
-
-    rows: Tensor
-    users: Tensor
-    items: Tensor
-    withdrawn: Tensor
-    counts: dict[str, int]
 
 
 class InteractionTable:
@@ -131,6 +113,8 @@ class InteractionTable:
         self.alive = torch.ones(len(self.user), dtype=torch.bool)
         self._candidate = _mask(encoded.item, len(self.items))
         self._forgotten_elsewhere = 0
+        self._written: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._index: RowIndex | None = None
         self._placement = split.place(encoded.pairs)
         self.split = self._placement.assign(self._row_hashes(self.alive, self._placement.seed))
         self.trained = self.split == 0
@@ -140,6 +124,26 @@ class InteractionTable:
     def __len__(self) -> int:
         """Return the number of rows, including the cleared ones."""
         return len(self.user)
+
+    @property
+    def by_user(self) -> Incidence:
+        """The rows of every user that are alive, in whatever split; built on first use, and kept."""
+        return self._indexed().by_user
+
+    @property
+    def by_item(self) -> Incidence:
+        """The rows of every item that are alive, in whatever split; built on first use, and kept."""
+        return self._indexed().by_item
+
+    @property
+    def train_counts(self) -> tuple[Tensor, Tensor]:
+        """The numbers of training interactions of every user and of every item, int64; not to be written to."""
+        return self._indexed().train_counts
+
+    @property
+    def num_forgotten(self) -> int:
+        """The number of interactions forgotten, here and in the checkpoints taken over."""
+        return len(self) - int(self.alive.count_nonzero()) + self._forgotten_elsewhere
 
     @property
     def candidates(self) -> Tensor:
@@ -161,7 +165,8 @@ class InteractionTable:
         rows = self.rows(split, positive=positive)
         if without is not None:
             rows = rows & ~without.rows
-        return Interactions(self.user[rows], self.item[rows], self.label[rows])
+        index = rows.nonzero().flatten()  # found once, not for each column
+        return Interactions(*(column.index_select(0, index) for column in (self.user, self.item, self.label)))
 
     def plan(self, request: UnlearningRequest) -> Removal:
         """Return what a request would remove; nothing is changed.
@@ -170,57 +175,59 @@ class InteractionTable:
             RequestError: If an id or pair is unknown or already forgotten, or nothing would be left to train
                 on.
         """
-        keys: dict[str, list[Any]] = {"user": [], "item": [], "interaction": []}
-        for kind, text in request.texts:
-            keys[kind].append(text)
-        users, items = self.users.lookup(keys["user"]), self.items.lookup(keys["item"])
-        pairs = keys["interaction"]
-        pair_user = self.users.lookup(pair[0] for pair in pairs)
-        pair_item = self.items.lookup(pair[1] for pair in pairs)
-        pair_code = np.where((pair_user < 0) | (pair_item < 0), -1, pair_user * len(self.items) + pair_item)
-        code = np.where(self.alive.numpy(), (self.user * len(self.items) + self.item).numpy(), -2)
-        # Nodes of a graph have a position, and yet nothing to forget where they have no edges.
-        alive_users, alive_items = self.user[self.alive].numpy(), self.item[self.alive].numpy()
-        unknown: list[LineKey] = [("user", keys["user"][k]) for k in np.flatnonzero(~np.isin(users, alive_users))]
-        unknown += [("item", keys["item"][k]) for k in np.flatnonzero(~np.isin(items, alive_items))]
-        unknown += [("interaction", pairs[k]) for k in np.flatnonzero(~np.isin(pair_code, code))]
-        if unknown:
-            raise RequestError(_unknown(unknown, request))
+        return plan_removal(self, request)
 
-        whole_users, whole_items = _mask(users, len(self.users)), _mask(items, len(self.items))
-        rows = self.alive & (
-            whole_users[self.user] | whole_items[self.item] | torch.from_numpy(np.isin(code, pair_code))
-        )
-        train = self.alive & (self.split == 0)
-        if not (train & ~rows).any():
-            raise RequestError(
-                f"the request leaves none of the {int(train.sum())} training interactions; ask for fewer."
-            )
-        counts = {name: int((rows & (self.split == k)).sum()) for k, name in enumerate(SPLITS)}
-        absent = [
-            whole | _emptied(column, self.alive, rows, len(whole))
-            for column, whole in ((self.user, whole_users), (self.item, whole_items))
-        ]
-        erased = [
-            gone | _emptied(column, train, rows, len(gone))
-            for column, gone in zip((self.user, self.item), absent, strict=True)
-        ]
-        gone_users, gone_items, withdrawn = (mask.nonzero().flatten() for mask in (*erased, absent[1]))
-        return Removal(rows, gone_users, gone_items, withdrawn, counts)
-
+    @torch.inference_mode(False)
     def remove(self, removal: Removal) -> None:
         """Apply a removal: clear its rows, erase the ids and withdraw the candidates without any interaction.
 
         An id is kept as long as validation or test still hold one of its interactions: it is then no secret.
         """
-        self._clear(removal.rows)
+        rows = removal.positions[self.alive[removal.positions]]
+        if not len(rows):
+            return
+        # To hash, count and sort all that stays took far longer than one person's rows do.
+        index, hashes = self._indexed(), self._row_hashes(rows, self._placement.seed)
+        index.drop(rows, self.user[rows], self.item[rows], self.split[rows] == 0, self._labelled_hashes(rows))
+        self._clear(rows)
+        self._placement = self._placement.without(hashes)
+        self._candidate = self._candidate.clone()
         self._candidate[removal.withdrawn] = False
-        for ids, column, erased in (
-            (self.users, self.user, removal.users),
-            (self.items, self.item, removal.items),
-        ):
-            present = _mask(column[self.alive].numpy(), len(ids))
-            ids.retire(erased[~present[erased]])
+        self.users.retire(removal.users[index.by_user.counts[removal.users] == 0])
+        self.items.retire(removal.items[index.by_item.counts[removal.items] == 0])
+
+    @contextmanager
+    def revocable(self) -> Iterator[Callable[[], None]]:
+        """Yield a function that undoes, exactly, whatever the block has done to the table until then.
+
+        What the block clears is remembered until its end, and nothing else: no copy of the table is made.
+
+        Example:
+            >>> table = InteractionTable(pd.DataFrame({"user": [1, 2], "item": [1, 1]}), split=RandomSplit(0.0, 0.0))
+            >>> with table.revocable() as undo:
+            ...     table.remove(table.plan(UnlearningRequest(users=[2])))
+            ...     undo()
+            >>> table.users.ids.tolist(), table.user.tolist()
+            ([1, 2], [0, 1])
+        """
+        outer, self._written = self._written, []
+        users, items = copy.copy(self.users), copy.copy(self.items)
+        before = {**vars(self), "users": users, "items": items}
+
+        def undo() -> None:
+            written, index = self._written or [], self._index
+            for column, rows, values in reversed(written):
+                column[rows] = values
+            same = not written and self.user is before["user"]
+            vars(self).update({**before, "users": copy.copy(users), "items": copy.copy(items)})
+            self._written, self._index = [], index if same else None
+
+        try:
+            yield undo
+        finally:
+            written, self._written = self._written or [], outer
+            if outer is not None:
+                outer += written
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to find the same positions, splits and holes again.
@@ -238,8 +245,8 @@ class InteractionTable:
             "num_rows": len(self),
             "forgotten": forgotten,
             **listed,
-            "num_forgotten": len(forgotten) + self._forgotten_elsewhere,
-            "fingerprint": self._fingerprint(self.alive),
+            "num_forgotten": self.num_forgotten,
+            "fingerprint": self._indexed().fingerprint,
         }
 
     @torch.inference_mode(False)
@@ -285,8 +292,10 @@ class InteractionTable:
         candidate[item[kept]] = True  # an item can have its first interaction since
         self.users, self.items, self._candidate = users, items, candidate
         self.user, self.item = user.where(kept, -1), item.where(kept, -1)
-        self.split, self.trained, self._placement = split, trained, placement
-        self._clear(~kept)
+        self.split, self.trained = split, trained
+        self._clear((~kept).nonzero().flatten())
+        self._placement = placement.keeping(self._row_hashes(self.alive, placement.seed))
+        self._index = None
         cleared = int((~kept).sum())
         self._forgotten_elsewhere = max(mine, int(state["num_forgotten"]), cleared) - cleared
 
@@ -298,7 +307,7 @@ class InteractionTable:
         for drop in (nothing, forgotten):
             rows = self.alive & ~drop
             same_count = int(rows.sum()) == state["num_rows"] - len(state["forgotten"])
-            if same_count and self._fingerprint(rows) == state["fingerprint"]:
+            if same_count and self._labelled_hashes(rows).sum(dtype=np.uint64) == state["fingerprint"]:
                 return drop
         if mine and same_layout and (same_source or not state["num_forgotten"]):
             # What was forgotten here can no longer be compared, its values are gone: equal ids must do.
@@ -306,19 +315,26 @@ class InteractionTable:
         return None if mine or state["num_forgotten"] else nothing
 
     def _clear(self, rows: Tensor) -> None:
-        for column, blank in ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1)):
+        blanks = ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1), (self.alive, False))
+        for column, blank in blanks:
+            if self._written is not None:
+                self._written.append((column, rows, column[rows]))
             column[rows] = blank
-        self.alive[rows] = False
-        self._placement = self._placement.keeping(self._row_hashes(self.alive, self._placement.seed))
+
+    def _indexed(self) -> RowIndex:
+        if self._index is None:
+            hashes, sizes = self._labelled_hashes(self.alive), (len(self.users), len(self.items))
+            self._index = RowIndex(self.user, self.item, self.rows("train"), hashes, sizes)
+        return self._index
 
     def _row_hashes(self, rows: Tensor, seed: int) -> Hashes:
         user = self.users.hashes()[self.user[rows].numpy()]
         return pair_hashes(user, self.items.hashes()[self.item[rows].numpy()], seed)
 
-    def _fingerprint(self, rows: Tensor) -> int:
-        """A number for a set of labelled pairs, whatever their order and positions."""
+    def _labelled_hashes(self, rows: Tensor) -> Hashes:
+        """A number for each labelled pair, whatever its position; their sum is that of the set."""
         label = self.label[rows].numpy().view(np.uint32).astype(np.uint64)
-        return int(mix(self._row_hashes(rows, 0) + mix(label)).sum(dtype=np.uint64))
+        return mix(self._row_hashes(rows, 0) + mix(label))
 
 
 #: What every state of the data holds; one that lists its held-out pairs has no cuts and some more.
@@ -332,16 +348,3 @@ def _mask(positions: Positions, size: int) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
     mask[torch.from_numpy(positions)] = True
     return mask
-
-
-def _emptied(column: Tensor, among: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Which positions occur in ``column`` among some rows, but no longer without ``rows``."""
-    return _mask(column[among].numpy(), size) & ~_mask(column[among & ~rows].numpy(), size)
-
-
-def _unknown(keys: list[LineKey], request: UnlearningRequest) -> str:
-    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return (
-        f"{len(keys)} of the request's entries are not in the data or were forgotten before: "
-        f"{', '.join(map(request.named, keys[:5]))}{more}; correct or remove them and ask again."
-    )

@@ -18,7 +18,7 @@ from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
-from lightning_ifru.interactions import Interactions, Removal
+from lightning_ifru.interactions import Interactions
 from lightning_ifru.metrics import evaluate
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
@@ -26,6 +26,7 @@ from lightning_ifru.objective import Examples, Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem
 from lightning_ifru.reach import known_hops
+from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import digest_key
 

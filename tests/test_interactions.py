@@ -1,3 +1,4 @@
+import copy
 import io
 
 import numpy as np
@@ -551,3 +552,66 @@ def test_a_table_read_in_inference_mode_serves_training():
     weight[train.user].sum().backward()
     table.remove(table.plan(UnlearningRequest(users=[4])))
     assert weight.grad is not None
+
+
+# --- the index of rows, and undoing
+
+
+def assert_indexed_as_if_built_anew(table):
+    fresh = copy.deepcopy(table)
+    fresh._index = None
+    for mine, theirs in ((table.by_user, fresh.by_user), (table.by_item, fresh.by_item)):
+        every = torch.arange(len(mine))
+        assert [part.tolist() for part in mine.rows(every)] == [part.tolist() for part in theirs.rows(every)]
+        assert torch.equal(mine.counts, theirs.counts)
+    assert all(map(torch.equal, table.train_counts, fresh.train_counts))
+    assert table.state()["fingerprint"] == fresh.state()["fingerprint"]
+
+
+@settings(max_examples=30)
+@given(tables_and_requests(count=2))
+def test_what_is_kept_of_the_rows_is_what_would_be_built_anew(case):
+    _, table, (one, other) = case
+    table.remove(planned(table, one))
+    assert_indexed_as_if_built_anew(table)
+    if (rest := still_possible(other, contents(table))) is not None:
+        table.remove(planned(table, rest))
+        assert_indexed_as_if_built_anew(table)
+    state = table.state()
+    table.restore(through_a_file(state))
+    assert_indexed_as_if_built_anew(table)
+
+
+def everything(table):
+    """All that a table is, down to what a checkpoint would hold."""
+    columns = (table.user, table.item, table.label, table.split, table.alive, table.trained, table.candidates)
+    sides = [(side.ids, side.hashes(), side.lookup(side.ids[~side.erased])) for side in (table.users, table.items)]
+    return [column.tolist() for column in (*columns, *sides[0], *sides[1])], str(table.state())
+
+
+@settings(max_examples=30)
+@given(tables_and_requests(count=2), st.booleans())
+def test_undoing_leaves_a_table_as_it_was(case, restored):
+    interactions, table, (one, other) = case
+    if restored:  # holes of its own, that undoing must not fill
+        table.remove(planned(table, one))
+        other = still_possible(other, contents(table))
+        assume(other is not None)
+    older = make(interactions).state()
+    before = everything(table)
+    removal = planned(table, other)
+    with table.revocable() as undo:
+        with table.revocable() as inner:
+            table.remove(removal)
+            assert everything(table) != before
+            inner()
+            assert everything(table) == before
+            table.restore(older)
+            table.remove(removal)
+        assert everything(table) != before
+        undo()
+        assert everything(table) == before
+        assert_indexed_as_if_built_anew(table)
+        table.remove(removal)
+    assert everything(table) != before
+    assert table._written is None  # nothing of the forgotten is kept any longer

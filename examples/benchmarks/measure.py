@@ -10,7 +10,7 @@ from recipes import Scorer
 from torch import Tensor
 
 from lightning_ifru import InteractionDataModule, UnlearningError
-from lightning_ifru.interactions import Interactions, Removal
+from lightning_ifru.interactions import Interactions
 from lightning_ifru.metrics import (
     LinkPredNDCG,
     LinkPredRecall,
@@ -27,6 +27,7 @@ from lightning_ifru.metrics import (
     topk_overlap,
 )
 from lightning_ifru.metrics.checks import check_finite
+from lightning_ifru.removal import Removal
 
 K = 20
 RANDOM_PAIRS = 20_000

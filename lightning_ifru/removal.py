@@ -1,0 +1,120 @@
+"""Which rows, users and items go with a request, found from the rows of those it names alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ifru.errors import RequestError
+from lightning_ifru.ids import Positions
+from lightning_ifru.incidence import Incidence
+from lightning_ifru.request import LineKey, UnlearningRequest
+from lightning_ifru.splits import SPLITS
+
+if TYPE_CHECKING:
+    from lightning_ifru.interactions import InteractionTable
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What a request removes from a table.
+
+    Attributes:
+        positions: Numbers (int64, ascending) of the rows of the table that go: the interactions.
+        rows: The same as a bool mask over all rows of the table.
+        users: Sorted positions (int64) of the users erased: requested as a whole, or losing by the request
+            their last training interaction, or their last of all. No example of training is theirs any more,
+            so that nothing but the regularisation acts on their rows, which are drawn anew.
+        items: The same for items; of a pairwise loss the negatives still act on those not withdrawn.
+        withdrawn: Sorted positions (int64) of the items that leave the candidates: without an interaction in any
+            split, as the shortened source would not know them. One that is held out can still be drawn and
+            recommended, as an item that was never trained on can.
+        counts: Number of interactions that go, per split.
+    """
+
+    positions: Tensor
+    rows: Tensor
+    users: Tensor
+    items: Tensor
+    withdrawn: Tensor
+    counts: dict[str, int]
+
+
+def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal:
+    """Return what a request would remove from a table; nothing is changed.
+
+    Raises:
+        RequestError: If an id or pair is unknown or already forgotten, or nothing would be left to train on.
+    """
+    keys: dict[str, list[Any]] = {"user": [], "item": [], "interaction": []}
+    for kind, text in request.texts:
+        keys[kind].append(text)
+    pairs = keys["interaction"]
+    users, items = table.users.lookup(keys["user"]), table.items.lookup(keys["item"])
+    pair_user = table.users.lookup(pair[0] for pair in pairs)
+    pair_item = table.items.lookup(pair[1] for pair in pairs)
+    pair_rows, pair_known = _rows_of_pairs(table, pair_user, pair_item)
+    # Nodes of a graph have a position, and yet nothing to forget where they have no edges.
+    unknown: list[LineKey] = [("user", keys["user"][k]) for k in _without_rows(table.by_user, users)]
+    unknown += [("item", keys["item"][k]) for k in _without_rows(table.by_item, items)]
+    unknown += [("interaction", pairs[k]) for k in np.flatnonzero(~pair_known)]
+    if unknown:
+        raise RequestError(_unknown(unknown, request))
+
+    whole = (table.by_user.rows(torch.from_numpy(users))[0], table.by_item.rows(torch.from_numpy(items))[0])
+    positions = torch.cat([*whole, pair_rows]).unique()
+    split = table.split[positions]
+    counts = {name: int((split == k).sum()) for k, name in enumerate(SPLITS)}
+    present = int(table.train_counts[0].sum())
+    if counts["train"] == present:
+        raise RequestError(f"the request leaves none of the {present} training interactions; ask for fewer.")
+    gone_users, _ = _emptied(table.user[positions], split, table.by_user.counts, table.train_counts[0])
+    gone_items, withdrawn = _emptied(table.item[positions], split, table.by_item.counts, table.train_counts[1])
+    rows = torch.zeros(len(table), dtype=torch.bool)
+    rows[positions] = True
+    return Removal(positions, rows, gone_users, gone_items, withdrawn, counts)
+
+
+def _rows_of_pairs(table: InteractionTable, user: Positions, item: Positions) -> tuple[Tensor, Any]:
+    """The rows of some pairs, and which of the pairs have any."""
+    code = torch.from_numpy(np.where((user < 0) | (item < 0), -1, user * len(table.items) + item))
+    wanted, which = code.unique(return_inverse=True)
+    if not len(wanted):
+        return wanted, np.zeros(0, dtype=np.bool_)
+    rows, _ = table.by_user.rows((wanted[wanted >= 0] // len(table.items)).unique())
+    have = table.user.index_select(0, rows) * len(table.items) + table.item.index_select(0, rows)
+    at = torch.searchsorted(wanted, have).clamp(max=len(wanted) - 1)
+    hit = wanted.index_select(0, at) == have
+    known = torch.zeros(len(wanted), dtype=torch.bool)
+    known[at[hit]] = True
+    return rows[hit], known[which].numpy()
+
+
+def _without_rows(incidence: Incidence, positions: Positions) -> Positions:
+    """Which of some positions are -1 or have no row left, as an index."""
+    counts = incidence.counts[torch.from_numpy(positions)].numpy()
+    return np.flatnonzero((positions < 0) | (counts == 0))
+
+
+def _emptied(column: Tensor, split: Tensor, counts: Tensor, train_counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions that lose with some rows their last in train or their last of all, and the latter alone.
+
+    ``column`` and ``split`` are of the rows that go; ``counts`` and ``train_counts`` of every position as it is now.
+    """
+    touched, which = column.unique(return_inverse=True)
+    going, of_train = (torch.bincount(part, minlength=len(touched)) for part in (which, which[split == 0]))
+    absent = counts[touched] == going
+    untrained = (of_train > 0) & (train_counts[touched] == of_train)
+    return touched[absent | untrained], touched[absent]
+
+
+def _unknown(keys: list[LineKey], request: UnlearningRequest) -> str:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return (
+        f"{len(keys)} of the request's entries are not in the data or were forgotten before: "
+        f"{', '.join(map(request.named, keys[:5]))}{more}; correct or remove them and ask again."
+    )

@@ -48,6 +48,10 @@ class Incidence:
         places, which = self._places(positions)
         return self._rows.index_select(0, places), which
 
+    def at(self, positions: Tensor, place: Tensor) -> Tensor:
+        """Return the row at ``place [k]`` of the list of each of ``positions [k]``, which is that long at least."""
+        return self._rows[self._start[positions] + place]
+
     def drop(self, rows: Tensor, positions: Tensor) -> None:
         """Take ``rows [k]`` out, of which ``positions [k]`` are the positions; what is not there is passed over."""
         touched, whose = positions.unique(return_inverse=True)

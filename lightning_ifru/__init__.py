@@ -7,7 +7,7 @@ from lightning_ifru.audit_report import AuditReport
 from lightning_ifru.auditing import audit
 from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import DataError, ObjectiveError, RequestError, SolverError, UnlearningError
+from lightning_ifru.errors import DataError, ObjectiveError, RankError, RequestError, SolverError, UnlearningError
 from lightning_ifru.influence import IFRU
 from lightning_ifru.losses import Loss
 from lightning_ifru.mixin import IFRUMixin
@@ -26,6 +26,7 @@ __all__ = [
     "InteractionDataModule",
     "Loss",
     "ObjectiveError",
+    "RankError",
     "RequestError",
     "SolverError",
     "UnlearningError",

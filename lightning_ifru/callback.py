@@ -22,6 +22,7 @@ from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
@@ -77,8 +78,9 @@ class IFRUCallback(lightning.Callback):
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
         check_setup(trainer, module)
-        self.request = as_request(self.request)
-        data.table.plan(self.request if data.pending is None else data.pending | self.request)
+        with together(trainer):
+            self.request = as_request(self.request)
+            data.table.plan(self.request if data.pending is None else data.pending | self.request)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Apply :attr:`request`, once."""
@@ -86,7 +88,7 @@ class IFRUCallback(lightning.Callback):
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
         device = module.device  # Lightning has taken the model off the accelerator by now
-        with all_or_nothing(trainer, module, data) as files:
+        with all_or_nothing(trainer, module, data) as files, together(trainer):
             data.forget(as_request(self.request))
             module.to(trainer.strategy.root_device)
             try:
@@ -105,7 +107,8 @@ class IFRUCallback(lightning.Callback):
     ) -> UnlearningReport:
         """Apply the staged request of ``data`` to ``module``, inside of a running trainer and :func:`all_or_nothing`.
 
-        Use ``trainer.unlearn``, which sets up devices and loads checkpoints.
+        On all ranks, :func:`~lightning_ifru.processes.together`. Use ``trainer.unlearn``, which sets up devices and
+        loads checkpoints.
         """
         with shown_phases(trainer) as phases:
             report = self._unlearn(trainer, module, data, files, dry_run, phases)
@@ -127,25 +130,28 @@ class IFRUCallback(lightning.Callback):
         dry_run: bool,
         phases: Phases,
     ) -> UnlearningReport:
-        clock = time.perf_counter()
+        clock, ranks = time.perf_counter(), ranks_of(trainer)
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
-            unlearning = Unlearning.of(module, data, self.method)
+            check_same(ranks, module, data, self.method)
+            unlearning = Unlearning.of(module, data, self.method, ranks)
             if dry_run:
                 phases.begin("estimating")
-                return unlearning.preview()
+                return ranks.first(unlearning.preview())
             phases.begin("solving", steps=sum(unlearning.most))
             update = unlearning.solve(phases.step)
             phases.begin("evaluating")
             report = unlearning.commit(update, clock, phases.step)
         phases.begin("writing")
-        self.ledger = [*self.ledger, self._entry(report)]
+        self.ledger = [*self.ledger, ranks.first(self._entry(report))]
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        path = new_checkpoint(trainer, len(self.ledger))
+        # The first rank writes, so that its folder counts; all look, for Lightning asks all of them for the folder.
+        path = ranks.first(new_checkpoint(trainer, len(self.ledger)))
         if path is not None:
-            report = replace(report, checkpoint=str(path), older_checkpoints=older_checkpoints(trainer, path))
+            older = ranks.first(older_checkpoints(trainer, path))
+            report = replace(report, checkpoint=str(path), older_checkpoints=older)
             stand_for(trainer, path)
             files.append(path)
             trainer.save_checkpoint(path, weights_only=False)

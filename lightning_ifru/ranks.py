@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -89,11 +89,11 @@ class Ranks:
             if isinstance(value, Tensor):
                 copy = value.clone()
                 distributed.broadcast(copy, 0)
-                return copy
-            if isinstance(value, float):
+                return cast(T, copy)
+            if isinstance(value, float):  # without a round of pickling: a solve asks for many
                 number = torch.tensor([value], dtype=torch.float64, device=_device())
                 distributed.broadcast(number, 0)
-                return float(number)  # type: ignore[return-value]
+                return cast(T, float(number))
             objects = [value]
             distributed.broadcast_object_list(objects, 0)
             return objects[0]
@@ -109,7 +109,7 @@ class Ranks:
         """Wait for all ranks; if some come with an ``error``, raise on those that come without."""
         if self.size == 1:
             return
-        failures = torch.tensor([float(error is not None)], device=_device())
+        failures = torch.tensor([error is not None], dtype=torch.int32, device=_device())
         with _connected():
             distributed.all_reduce(failures)
             if not bool(failures):
@@ -164,6 +164,10 @@ class Ranks:
         return found
 
 
+#: The one process that shares with nobody.
+ALONE = Ranks()
+
+
 def _device() -> torch.device:
     """Where small messages travel from: NCCL knows no other memory than that of its devices."""
     return torch.device("cuda" if "nccl" in distributed.get_backend() else "cpu")
@@ -186,7 +190,7 @@ def _digest(values: Sequence[Any], key: bytes) -> bytes:
     for value in values:
         if isinstance(value, Tensor):
             digest.update(repr((value.dtype, value.shape)).encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(value).encode())
     return digest.digest()

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins import BitsandbytesPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
@@ -27,8 +27,8 @@ def check_setup(trainer: lightning.Trainer, module: lightning.LightningModule) -
     """Refuse a trainer or a module that unlearning would lose its corrections in, or leave something that remembers.
 
     Raises:
-        MisconfigurationException: the trainer runs in several processes, shards the model, rounds its weights to half
-            precision, or has a callback that keeps averages of past weights.
+        MisconfigurationException: the trainer runs in several processes in another way than DDP, or spawns them, shards
+            the model, rounds its weights to half precision, or has a callback that keeps averages of past weights.
         ObjectiveError: the module's weights are not all in float32 or all in float64, have no shape yet, or are
             averaged by a part of the module.
     """
@@ -65,15 +65,16 @@ def _check_strategy(trainer: lightning.Trainer) -> None:
             f"unlearn got {name} with spawned processes, in which the corrected weights would be lost; use "
             "Trainer(devices=1), or unlearn from the checkpoint in a process of its own."
         )
-    if trainer.world_size > 1:
-        raise MisconfigurationException(
-            f"unlearn got {name} with {trainer.world_size} processes; it runs in one so far: save a checkpoint and "
-            "unlearn with Trainer(devices=1, num_nodes=1), ckpt_path=..."
-        )
     if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise MisconfigurationException(
             f"unlearn got {name}, which takes the weights into its own hands; wanted a strategy that leaves them "
             "whole: save a checkpoint of the whole model and unlearn with Trainer(devices=1), ckpt_path=..."
+        )
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise MisconfigurationException(
+            f"unlearn got {name} with {trainer.world_size} processes, of which it knows DDP alone; use "
+            "Trainer(strategy='ddp'), or save a checkpoint and unlearn with Trainer(devices=1, num_nodes=1), "
+            "ckpt_path=..."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ifru.callback import IFRUCallback, all_or_nothing, as_request, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import UnlearningError
 from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
+from lightning_ifru.processes import together
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.setups import check_setup
@@ -52,28 +54,44 @@ def unlearn(
     Raises:
         MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy or precision, a
             callback that averages weights.
-        UnlearningError: the request, the data, the checkpoint or the objective is at fault; nothing was changed.
+        UnlearningError: the request, the data, the checkpoint or the objective is at fault; nothing was changed. On
+            the other processes of the trainer a :class:`~lightning_ifru.errors.RankError`.
     """
     callback = _callback(trainer)
     loading = loading_arguments(trainer, weights_only)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
     check_setup(trainer, module)
     reports: list[UnlearningReport] = []
+    refused: list[UnlearningError] = []
     loaded = False
+
+    def meet() -> None:
+        # Lightning copies rank 0's weights to all, for which they need one shape.
+        with together(trainer) as ranks:
+            for refusal in refused:
+                raise refusal
+            sizes = [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+            ranks.check_equal({"numbers of users or items": [data.num_users, data.num_items], "models": sizes})
 
     def run() -> list[Any]:
         nonlocal loaded
         loaded = True
-        if trainer.ckpt_path:
-            _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading))
-        reports.append(callback.unlearn(trainer, module, data, files, dry_run))
+        with together(trainer):
+            if trainer.ckpt_path:
+                _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading))
+            reports.append(callback.unlearn(trainer, module, data, files, dry_run))
         return []
 
-    with all_or_nothing(trainer, module, data, undo=dry_run) as files, _instead(trainer, run):
-        if request is not None:
-            data.forget(as_request(request))
-        if data.pending is None:
-            data.removal()  # raises: nothing is staged
+    with all_or_nothing(trainer, module, data, undo=dry_run) as files, _instead(trainer, callback, meet, run):
+        try:
+            if request is not None:
+                data.forget(as_request(request))
+            if data.pending is None:
+                data.removal()  # raises: nothing is staged
+        except UnlearningError as refusal:
+            if trainer.world_size == 1:
+                raise
+            refused.append(refusal)  # the other ranks learn of it as soon as they are connected
         try:
             trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False, **loading)
         except LOADING_ERRORS as error:
@@ -115,15 +133,25 @@ def _take_over(callback: IFRUCallback, data: InteractionDataModule, checkpoint: 
 
 
 @contextmanager
-def _instead(trainer: lightning.Trainer, run: Any) -> Iterator[None]:
-    """Run a function in place of the prediction loop, with everything that the trainer sets up around it."""
-    loop = trainer.predict_loop
-    loop.run = run  # type: ignore[method-assign]
+def _instead(
+    trainer: lightning.Trainer, callback: IFRUCallback, meet: Callable[[], None], run: Callable[[], list[Any]]
+) -> Iterator[None]:
+    """Run a function in place of the prediction loop, with everything that the trainer sets up around it.
+
+    ``meet`` is called before, as soon as the trainer's processes are connected.
+    """
+    loop, setup = trainer.predict_loop, callback.setup
+
+    def set_up(*args: Any, **kwargs: Any) -> None:
+        meet()
+        setup(*args, **kwargs)
+
+    loop.run, callback.setup = run, set_up  # type: ignore[method-assign]
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        del loop.run
+        del loop.run, callback.setup
 
 
 lightning.Trainer.unlearn = unlearn  # type: ignore[attr-defined]

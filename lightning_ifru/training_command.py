@@ -7,7 +7,7 @@ import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from traceback import walk_tb
@@ -30,6 +30,7 @@ from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
 from lightning_ifru.outputs import check_target, replacing
+from lightning_ifru.processes import together
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.trainer import unlearn
 
@@ -203,7 +204,7 @@ class TrainingCommand(LightningCLI):
             self.datamodule.commit(self.datamodule.removal())
         self._run(self.trainer.fit, given)
         report = callback.report
-        if report is not None and wanted.report is not None:
+        if report is not None and wanted.report is not None and self.trainer.is_global_zero:
             with replacing(Path(wanted.report)) as written:
                 written.write_text(report.to_json() + "\n", encoding="utf-8")
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
@@ -233,19 +234,20 @@ class TrainingCommand(LightningCLI):
         if output is not None:
             older = older_checkpoints(self.trainer, Path(output))
             report = replace(report, checkpoint=output, older_checkpoints=older)
-        with (
-            nullcontext() if output is None else replacing(Path(output)) as checkpoint,
-            nullcontext() if wanted.report is None else replacing(Path(wanted.report)) as written,
-            nullcontext() if wanted.figure is None else replacing(Path(wanted.figure)) as drawn,
-        ):
-            if checkpoint is not None:
-                self.trainer.save_checkpoint(checkpoint, weights_only=False)
+        targets = (output, wanted.report, wanted.figure)
+        if not self.trainer.is_global_zero:
+            targets = (None, None, None)  # the first process alone writes
+        with together(self.trainer), ExitStack() as stack:
+            places = (None if path is None else stack.enter_context(replacing(Path(path))) for path in targets)
+            checkpoint, written, drawn = places
+            if output is not None:  # Lightning asks all processes to take part
+                self.trainer.save_checkpoint(checkpoint or output, weights_only=False)
             if written is not None:
                 written.write_text(report.to_json() + "\n", encoding="utf-8")
             if drawn is not None:
                 report.figure().savefig(drawn)
         warn_of(report.older_checkpoints)
-        if not wanted.json:
+        if not wanted.json and self.trainer.is_global_zero:
             Console().print(report)
         self._say(asdict(report))
 

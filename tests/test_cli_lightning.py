@@ -389,7 +389,6 @@ REFUSED = {
     "checkpoint missing": (1, [*WRITE, "--ckpt_path", "no.ckpt"], "no.ckpt could not be loaded"),
     "checkpoint is none": (1, [*WRITE, "--ckpt_path", "junk.ckpt"], "junk.ckpt could not be loaded"),
     "other model": (1, [*WRITE, "--model.init_args.embedding_dim", "5"], "does not fit LightGCN"),
-    "two processes": (1, [*WRITE, "--trainer.devices", "2"], "2 processes"),
     "method out of range": (1, [*WRITE, "--ifru.method.damping", "-1"], "IFRU got damping=-1.0; wanted"),
     "decoupled decay": (1, [*WRITE, "--optimizer", "AdamW"], "AdamW with weight_decay=0.01"),
     "test, checkpoint missing": (1, ["test", "--ckpt_path", "no.ckpt"], "no.ckpt could not be loaded"),

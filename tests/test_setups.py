@@ -197,8 +197,10 @@ def eight_bit_trainer(make_trainer, monkeypatch, callback):
     return trainer
 
 
-def two_processes(make_trainer, monkeypatch, callback):
-    return make_trainer(strategy="ddp", devices=2, callbacks=[callback])
+def other_processes(make_trainer, monkeypatch, callback):
+    made = make_trainer(callbacks=[callback])
+    monkeypatch.setattr(made.strategy, "world_size", 2, raising=False)
+    return made
 
 
 def spawned_processes(make_trainer, monkeypatch, callback):
@@ -229,7 +231,7 @@ def sharding(kind):
         ),
         pytest.param(quantizing_trainer, r"BitsandbytesPrecision plugin.*rounding", id="bitsandbytes"),
         pytest.param(eight_bit_trainer, r"TransformerEnginePrecision plugin.*'transformer-engine'", id="8 bit"),
-        pytest.param(two_processes, r"DDPStrategy with 2 processes.*devices=1, num_nodes=1", id="two processes"),
+        pytest.param(other_processes, r"DeviceStrategy with 2 processes, of which it knows DDP alone", id="no DDP"),
         pytest.param(spawned_processes, r"spawned processes.*lost.*devices=1", id="spawned"),
         *(
             pytest.param(sharding(kind), rf"{kind.__name__}, which takes the weights.*devices=1", id=kind.__name__)

@@ -1,0 +1,116 @@
+"""Two processes against one: the same weights, one ledger and checkpoint, and one end where either fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from two_ranks import DIFFERENT, SOLVED, built, data_for, trainer_in, unlearned
+
+from lightning_ifru.ranks import Ranks
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """What two processes have written, started once for all tests: most of it is the time of their imports."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name, (_, loss, _, _) in SOLVED.items():
+        trainer, model = trainer_in(folder / "one", 1, max_epochs=12), built(name)
+        trainer.fit(model, datamodule=data_for(loss))
+        trainer.save_checkpoint(folder / f"{name}.ckpt")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, Path(__file__).with_name("two_ranks.py"), folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranks(folder):
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@given(st.integers(0, 50), st.integers(1, 7))
+def test_shares_are_contiguous_and_balanced(length, size):
+    shares = [range(length)[Ranks(rank, size).share(length)] for rank in range(size)]
+    assert [one for share in shares for one in share] == list(range(length))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_what_is_exchanged(ranks):
+    for found in (each["exchanges"] for each in ranks):
+        floats, whole, doubles = found["sum"]
+        assert floats.tolist() == [[1, 3], [5, 7]]
+        assert (whole, doubles.tolist(), doubles.dtype) == (3, [1.0], torch.float64)
+        number, tensor, thing = found["first"]
+        assert (number, tensor.tolist(), thing) == (0.1, [0, 1, 2, 3], {"rank": 0})
+        assert found["spread"] == [(0, 0), (1, 1), (2, 0)]
+        assert all("different things (rank 1 than rank 0)" in error for error in found["errors"][:2])
+    assert ranks[0]["exchanges"]["errors"][2] == "rank 1 of 2 has failed, and so all end (KeyError: 'mine')."
+    assert ranks[1]["exchanges"]["errors"][2] == "'mine'"
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_two_processes_arrive_where_one_does(folder, ranks, tmp_path, name):
+    trained = torch.load(folder / f"{name}.ckpt", weights_only=False)["state_dict"]
+    alone = unlearned(name, tmp_path, folder / f"{name}.ckpt")
+    first, second = (found[name] for found in ranks)
+    assert json.loads(alone["report"])["steps"] > 0
+    for parameter, wanted in alone["weights"].items():
+        assert wanted.dtype == torch.float64
+        assert torch.equal(first["weights"][parameter], second["weights"][parameter])
+        torch.testing.assert_close(first["weights"][parameter], wanted, rtol=0, atol=1e-6)
+    assert max(float((w - trained[n]).abs().max()) for n, w in alone["weights"].items()) > 1e-3
+    assert first["left"] == second["left"] == alone["left"]
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_report_ledger_and_checkpoint_are_one(folder, ranks, name):
+    first, second = (found[name] for found in ranks)
+    assert first["report"] == second["report"]
+    assert first["ledger"] == second["ledger"]
+    assert len(first["ledger"]) == 1
+    assert [str(path) for path in (folder / name).rglob("*") if path.is_file()] == [first["checkpoint"]]
+    written = torch.load(first["checkpoint"], weights_only=False)
+    assert written["callbacks"]["IFRUCallback"]["ledger"] == first["ledger"]
+    for parameter, tensor in written["state_dict"].items():
+        assert torch.equal(tensor, first["weights"][parameter])
+
+
+def test_a_fit_in_two_processes_ends_with_one_unlearning(ranks):
+    first, second = (found["fit"] for found in ranks)
+    assert first["ledger"] == second["ledger"]
+    assert len(first["ledger"]) == 1
+    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+    assert first["left"] == second["left"] < len(data_for("bce").train)
+
+
+ERRORS = {
+    "requests": ["RankError: the ranks have different requests (rank 1 than rank 0)"] * 2,
+    "data": ["RankError: the ranks have different data (rank 1 than rank 0)"] * 2,
+    "sizes": ["RankError: the ranks have different numbers of users or items (rank 1 than rank 0)"] * 2,
+    "methods": ["RankError: the ranks have different methods (rank 1 than rank 0)"] * 2,
+    "stranger": ["RankError: rank 1 of 2 has failed, and so all end (RequestError: ", "RequestError: "],
+    "solve-0": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
+    "solve-4": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
+    "disk": ["OSError: no space left", "RankError: rank 0 of 2 has failed, and so all end (OSError: no space left)"],
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_goes_wrong_on_one_rank_ends_all_and_moves_nothing(folder, ranks, name):
+    assert ERRORS.keys() >= DIFFERENT.keys()
+    for found, error in zip(ranks, ERRORS[name], strict=True):
+        assert found[name]["error"].startswith(error)
+        assert found[name]["error"].count("\n") == 0
+        assert not found[name]["moved"]
+        assert found[name]["rows"] == 0
+        assert not found[name]["pending"]
+    assert not [path for path in (folder / name).rglob("*") if path.is_file()]

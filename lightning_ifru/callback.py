@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,40 +209,38 @@ def all_or_nothing(
     Weights and buffers, the table, what is staged, optimizers' moments, the ledger and what Lightning's checkpoint
     callbacks know; the files put into the list are removed.
     """
-    device, dtype, staged, table = module.device, module.dtype, data.pending, copy.deepcopy(data.table)
+    device, dtype = module.device, module.dtype
     tensors = {name: tensor.detach().clone() for name, tensor in _tensors(module)}
     moments = [(optimizer, dict(optimizer.state)) for optimizer in trainer.optimizers]
     keepers = [c for c in trainer.callbacks if isinstance(c, (IFRUCallback, Checkpoint))]  # type: ignore[attr-defined]
     attributes = [(callback, dict(vars(callback))) for callback in keepers]
     files: list[Path] = []
-    try:
-        yield files
-    except BaseException:
-        undo = True
-        raise
-    finally:
-        if undo:
-            with torch.inference_mode(False), torch.no_grad():
-                if module.dtype != dtype:  # the trainer has converted it
-                    module.to(dtype)
-                for name, tensor in _tensors(module):
-                    if name in tensors:
-                        tensor.data = tensor.data.to(tensors[name].dtype)
-                        tensor.copy_(tensors[name])
-            module.to(device)
-            module.release_graph()
-            data.discard()
-            data.adopt(table)
-            if staged is not None:
-                data.forget(staged)
-            for optimizer, state in moments:
-                optimizer.state.clear()
-                optimizer.state.update(state)
-            for callback, known in attributes:
-                vars(callback).clear()
-                vars(callback).update(known)
-            for path in files:
-                path.unlink(missing_ok=True)
+    with data.revocable() as undo_data:
+        try:
+            yield files
+        except BaseException:
+            undo = True
+            raise
+        finally:
+            if undo:
+                with torch.inference_mode(False), torch.no_grad():
+                    if module.dtype != dtype:  # the trainer has converted it
+                        module.to(dtype)
+                    for name, tensor in _tensors(module):
+                        if name in tensors:
+                            tensor.data = tensor.data.to(tensors[name].dtype)
+                            tensor.copy_(tensors[name])
+                module.to(device)
+                module.release_graph()
+                undo_data()
+                for optimizer, state in moments:
+                    optimizer.state.clear()
+                    optimizer.state.update(state)
+                for callback, known in attributes:
+                    vars(callback).clear()
+                    vars(callback).update(known)
+                for path in files:
+                    path.unlink(missing_ok=True)
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import lightning
@@ -118,6 +119,7 @@ class InteractionDataModule(lightning.LightningDataModule):
         self._source: Any = source
         self._table: InteractionTable | None = None
         self._graph: Tensor | None = None
+        self._next: tuple[Removal, Tensor] | None = None
         self._pending: UnlearningRequest | None = None
 
     @property
@@ -181,16 +183,27 @@ class InteractionDataModule(lightning.LightningDataModule):
         """Positions (int64) of the items with an interaction in any split: those that may be drawn or recommended."""
         return self.table.candidates
 
-    def graph(self) -> Tensor:
+    def graph(self, without: Removal | None = None) -> Tensor:
         """Return the ``edge_index`` ``[2, 2E]`` of the positive training interactions as they stand now.
 
-        Users first, items offset by ``num_users``, both directions. The same tensor until something is
-        forgotten.
+        Users first, items offset by ``num_users``, both directions. The same tensor until something is forgotten.
+
+        Args:
+            without: return the graph as it will be after this removal, the very tensor that it then is.
         """
         if self._graph is None:
             edges = self.table.select("train", positive=True)
             self._graph = bipartite_edge_index(edges.user, edges.item, self.num_users)
-        return self._graph
+        if without is None:
+            return self._graph
+        if self._next is None or self._next[0] is not without:
+            kept = ~without.rows[self.table.rows("train", positive=True)]
+            with torch.inference_mode(False):
+                # Each edge is looked at once, for its two directions stand in two halves.
+                half = self._graph[:, : len(kept)].index_select(1, kept.nonzero().flatten())
+                graph = self._graph if bool(kept.all()) else torch.cat([half, half.flip(0)], dim=1)
+            self._next = without, graph
+        return self._next[1]
 
     @property
     def pending(self) -> UnlearningRequest | None:
@@ -211,7 +224,7 @@ class InteractionDataModule(lightning.LightningDataModule):
 
     def discard(self) -> None:
         """Drop what is staged; nothing was forgotten."""
-        self._pending = None
+        self._pending = self._next = None
 
     def removal(self) -> Removal:
         """Return what the staged request would remove from the data as they stand now.
@@ -225,12 +238,26 @@ class InteractionDataModule(lightning.LightningDataModule):
 
     def commit(self, removal: Removal) -> None:
         """Apply a removal to the data: loaders and graphs made from now on are without it."""
+        graph = self._next[1] if self._next is not None and self._next[0] is removal else None
         self.table.remove(removal)
-        self._pending = self._graph = None
+        # Handed on, so that what a model keeps of this graph is made once for the solve and for all that follows.
+        self._pending, self._graph, self._next = None, graph, None
+
+    @contextmanager
+    def revocable(self) -> Iterator[Callable[[], None]]:
+        """Yield a function that undoes what the block has forgotten, loaded and staged until then."""
+        pending, graph = self._pending, self._graph
+        with self.table.revocable() as undo_table:
+
+            def undo() -> None:
+                undo_table()
+                self._pending, self._graph, self._next = pending, graph, None
+
+            yield undo
 
     def adopt(self, table: InteractionTable) -> None:
-        """Put another table in place of the present one: a copy made before something that failed."""
-        self._table, self._graph = table, None
+        """Put another table in place of the present one."""
+        self._table, self._graph, self._next = table, None, None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the training batches, in an order that follows from torch's seed and the epoch.
@@ -264,7 +291,7 @@ class InteractionDataModule(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's positions, splits and holes; see :meth:`InteractionTable.restore`."""
         self.table.restore(state_dict)
-        self._graph = None
+        self._graph = self._next = None
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse a checkpoint whose weights remember what these data have forgotten since.
@@ -273,7 +300,7 @@ class InteractionDataModule(lightning.LightningDataModule):
             DataError: The data have forgotten more than the checkpoint; nothing was changed.
         """
         state = checkpoint.get(type(self).__qualname__) or {}
-        known, forgotten = int(state.get("num_forgotten", 0)), int(self.table.state()["num_forgotten"])
+        known, forgotten = int(state.get("num_forgotten", 0)), self.table.num_forgotten
         if forgotten > known:
             raise DataError(
                 f"the checkpoint has forgotten {known} interactions and the data {forgotten}, so that its weights "

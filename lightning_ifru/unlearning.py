@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.effects import Scoring, score_shift, top_changes
 from lightning_ifru.errors import ObjectiveError
-from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
 from lightning_ifru.interactions import Interactions
@@ -25,7 +24,6 @@ from lightning_ifru.newton import DAMPINGS, Progress
 from lightning_ifru.objective import Examples, Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem
-from lightning_ifru.ranks import ALONE, Ranks
 from lightning_ifru.reach import known_hops
 from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
@@ -42,7 +40,6 @@ class Unlearning:
         method: the method.
         removal: what the request removes.
         objective, parameters, problem: what is solved.
-        ranks: the processes that share it, all of which are at the same point.
     """
 
     module: IFRUMixin
@@ -52,10 +49,9 @@ class Unlearning:
     objective: Objective
     parameters: Parameters
     problem: Problem
-    ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, module: IFRUMixin, data: InteractionDataModule, method: IFRU, ranks: Ranks = ALONE) -> Unlearning:
+    def of(cls, module: IFRUMixin, data: InteractionDataModule, method: IFRU) -> Unlearning:
         """Work out the staged request of ``data`` against ``module``, on the module's device.
 
         Raises:
@@ -65,7 +61,6 @@ class Unlearning:
         device = module.device
         removal, table = data.removal(), data.table
         before = data.graph().to(device)
-        kept = table.select("train", positive=True, without=removal)
         objective, parameters = module.objective(before, data.num_users, data.num_items)
         _check_batches(module, objective, data)
         if type(module).training_step is not IFRUMixin.training_step:
@@ -80,14 +75,14 @@ class Unlearning:
             interactions=data.train.to(device),
             forget=removal.rows[table.rows("train")].to(device),
             before=before,
-            after=bipartite_edge_index(kept.user, kept.item, data.num_users).to(device),
+            after=data.graph(without=removal).to(device),
             erased=erased.to(device),
             candidates=candidates.to(device),
             candidates_after=candidates[~torch.isin(candidates, removal.withdrawn)].to(device),
             num_negatives=data.num_negatives,
             batch_size=data.batch_size,
         )
-        work = cls(module, data, method, removal, objective, parameters, problem, ranks)
+        work = cls(module, data, method, removal, objective, parameters, problem)
         _ = work.reach  # a false declaration is refused before anything is solved
         return work
 
@@ -155,8 +150,6 @@ class Unlearning:
             progress: called with a short text as the evaluation goes on.
         """
         since = time.perf_counter()
-        # What the ranks have computed alike, unlike processors may have rounded differently.
-        update = replace(update, parameters={name: self.ranks.first(t) for name, t in update.parameters.items()})
         measured = self._measured(update, progress)
         seconds = {**update.seconds, "evaluate": time.perf_counter() - since}
         since = time.perf_counter()
@@ -185,7 +178,7 @@ class Unlearning:
         self.module.release_graph()
         seconds["apply"] = time.perf_counter() - since
         seconds["total"] = time.perf_counter() - clock
-        return self.ranks.first(report)
+        return report
 
     def _reset_rows(self) -> Parameters:
         """The parameters with fresh rows for erased users and items."""

@@ -10,6 +10,7 @@ import torch
 
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.influence import IFRU
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.unlearning import Unlearning
@@ -434,3 +435,39 @@ def test_what_occurs_twice_is_trained_on_twice_and_forgotten_at_once(planted, ma
     assert report.num_forgotten == 2
     assert (user, item) not in pairs(data.train)
     assert len(data.train) == len(again) - 2
+
+
+def test_the_graph_after_a_removal_is_known_before_and_is_the_one_built_anew():
+    data = labelled()
+    before = data.graph()
+    data.forget(UnlearningRequest(users=[data.user_ids[3]]))
+    removal = data.removal()
+    after = data.graph(without=removal)
+    assert data.graph() is before
+    assert after.shape[1] < before.shape[1]
+    data.commit(removal)
+    assert data.graph() is after
+    edges = data.table.select("train", positive=True)
+    assert torch.equal(after, bipartite_edge_index(edges.user, edges.item, data.num_users))
+
+
+def test_the_graph_stays_where_no_edge_goes():
+    data = labelled()
+    held_out = data.test
+    pair = data.user_ids[int(held_out.user[0])], data.item_ids[int(held_out.item[0])]
+    data.forget(UnlearningRequest(interactions=[pair]))
+    assert data.graph(without=data.removal()) is data.graph()
+
+
+def test_what_is_staged_and_forgotten_can_be_undone():
+    data = labelled()
+    graph, state = data.graph(), str(data.state_dict())
+    data.forget(staged := UnlearningRequest(users=[data.user_ids[3]]))
+    with data.revocable() as undo:
+        data.forget(UnlearningRequest(users=[data.user_ids[4]]))
+        data.commit(data.removal())
+        assert str(data.state_dict()) != state
+        undo()
+    assert data.pending == staged
+    assert data.graph() is graph
+    assert str(data.state_dict()) == state

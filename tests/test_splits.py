@@ -320,3 +320,6 @@ def test_a_cut_off_and_a_list_agree_with_a_loop():
     place = ByList(val=hashes[[4, 9]], test=hashes[[0, 19]])
     assert place.assign(hashes).tolist() == [{0: 2, 19: 2, 4: 1, 9: 1}.get(k, 0) for k in range(20)]
     assert place.assign(hashes[:0]).tolist() == []
+    left = place.without(hashes[[9, 0, 9, 7]])
+    assert left.assign(hashes).tolist() == [{19: 2, 4: 1}.get(k, 0) for k in range(20)]
+    assert (left.val.tolist(), left.test.tolist()) == ([4], [19])

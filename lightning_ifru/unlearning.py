@@ -24,6 +24,7 @@ from lightning_ifru.newton import DAMPINGS, Progress
 from lightning_ifru.objective import Examples, Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem
+from lightning_ifru.ranks import ALONE, Ranks
 from lightning_ifru.reach import known_hops
 from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
@@ -40,6 +41,7 @@ class Unlearning:
         method: the method.
         removal: what the request removes.
         objective, parameters, problem: what is solved.
+        ranks: the processes that share it, all of which are at the same point.
     """
 
     module: IFRUMixin
@@ -49,9 +51,10 @@ class Unlearning:
     objective: Objective
     parameters: Parameters
     problem: Problem
+    ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, module: IFRUMixin, data: InteractionDataModule, method: IFRU) -> Unlearning:
+    def of(cls, module: IFRUMixin, data: InteractionDataModule, method: IFRU, ranks: Ranks = ALONE) -> Unlearning:
         """Work out the staged request of ``data`` against ``module``, on the module's device.
 
         Raises:
@@ -82,7 +85,7 @@ class Unlearning:
             num_negatives=data.num_negatives,
             batch_size=data.batch_size,
         )
-        work = cls(module, data, method, removal, objective, parameters, problem)
+        work = cls(module, data, method, removal, objective, parameters, problem, ranks)
         _ = work.reach  # a false declaration is refused before anything is solved
         return work
 
@@ -150,6 +153,8 @@ class Unlearning:
             progress: called with a short text as the evaluation goes on.
         """
         since = time.perf_counter()
+        # What the ranks have computed alike, unlike processors may have rounded differently.
+        update = replace(update, parameters={name: self.ranks.first(t) for name, t in update.parameters.items()})
         measured = self._measured(update, progress)
         seconds = {**update.seconds, "evaluate": time.perf_counter() - since}
         since = time.perf_counter()
@@ -178,7 +183,7 @@ class Unlearning:
         self.module.release_graph()
         seconds["apply"] = time.perf_counter() - since
         seconds["total"] = time.perf_counter() - clock
-        return report
+        return self.ranks.first(report)
 
     def _reset_rows(self) -> Parameters:
         """The parameters with fresh rows for erased users and items."""

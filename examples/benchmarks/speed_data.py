@@ -48,7 +48,7 @@ class Dataset:
         if self.path is not None:
             return self.path.name.partition(".")[0]
         assert self.shape is not None
-        return f"generated {'×'.join(map(str, self.shape))}"
+        return f"generated {' × '.join(f'{size:,}' for size in self.shape)}"
 
     def columns(self) -> dict[str, Any]:
         """Return columns ``user`` and ``item``, and ``split`` where there is a test."""

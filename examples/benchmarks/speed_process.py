@@ -49,10 +49,11 @@ def apart(threads: int, function: Callable[..., list[dict[str, Any]]], *argument
 def here(threads: int, function: Callable[..., list[dict[str, Any]]], *arguments: Any) -> Measured:
     """Call a function in this process; whatever it imports by itself counts as its own memory."""
     torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     reset_peak_memory()
     imported = resident_memory() or peak_memory()
-    runs = function(*arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runs = function(*arguments)
     return Measured(runs, peak_memory() - imported, imported)

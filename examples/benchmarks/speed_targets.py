@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -10,6 +10,11 @@ from typing import Any
 from rows import Row
 
 OWN, PYG = "this package", "PyG's example"
+SOLVING = ("influence", "solve")
+#: Phases of forgetting as they follow each other.
+PHASES = ("parse", "around", "setup", *SOLVING, "evaluate", "apply", "checkpoint")
+#: What a run may have seconds of.
+TIMED = ("total", *PHASES, "gradient", "build", "product")
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,6 @@ def middle(values: Sequence[float]) -> float | None:
 def over(one: float | None, other: float | None) -> float | None:
     """Return a ratio, ``None`` if there is nothing to divide or to divide by."""
     return one / other if one is not None and other else None
-
-
-SOLVING = ("influence", "solve")
 
 
 @dataclass(frozen=True)
@@ -191,25 +193,14 @@ def _large(summary: Summary) -> list[Line]:
 
 
 def ratios(rows: Sequence[Row]) -> list[str]:
-    """Return what a run of the command has found, in lines of text, the ratios first."""
+    """Return what a run of the command has found, in lines of text: the ratios first, and then medians."""
     lines = [
         f"{line.what}: {line.found} [{line.limit}: {line.verdict.strip('*')}]" for line in targets(rows) if line.found
     ]
     for row in rows:
-        text = "; ".join(f"{name} {text(row)}" for name, text in _SHOWN[row["measure"]].items())
         where = ", ".join(str(row[name]) for name in ("measure", "of", "request") if name in row)
-        lines.append(f"{row['data']['name']}, {where}: {text}; peak {row['peak_memory_mb']:.0f} MB")
+        medians = (
+            f"{name} {middle([run[name] for run in row['runs']]):.3f} s" for name in TIMED if name in row["runs"][0]
+        )
+        lines.append(f"{row['data']['name']}, {where}: {', '.join(medians)}; peak {row['peak_memory_mb']:.0f} MB")
     return lines
-
-
-def _medians(*names: str) -> dict[str, Callable[[Row], str]]:
-    return {name: lambda row, name=name: f"{middle([run[name] for run in row['runs']]):.3f} s" for name in names}
-
-
-_PHASES = ("total", "parse", "around", "setup", "influence", "solve", "apply", "checkpoint")
-_SHOWN: dict[str, dict[str, Callable[[Row], str]]] = {
-    "epoch": _medians("total"),
-    "operators": _medians("gradient", "build", "product"),
-    "unlearn": _medians(*_PHASES),
-    "quality": _medians("total", "evaluate"),
-}

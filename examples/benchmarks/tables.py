@@ -8,12 +8,12 @@ figures are written beside the document.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import sections
 from figures import draw_ratios, draw_seconds
 from plan import Config
 from rows import Row, read_rows
@@ -23,8 +23,6 @@ from targets import targets
 
 #: Values from which an interval is worth its place in a table of methods.
 _ENOUGH = 3
-
-_SECTION = re.compile(r"(<!-- rows: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -259,12 +257,8 @@ def fill(document: str, selection: Selection) -> str:
     Raises:
         ValueError: If a marker is not known, or one of the sections has none.
     """
-    names = [match[2] for match in _SECTION.finditer(document)]
-    if odd := sorted(set(names) ^ {"about", *SECTIONS}):
-        raise ValueError(f"the document and the sections differ in {odd}; write '<!-- rows: NAME -->', '<!-- end -->'.")
     made = {name: make(selection.rows) or "Not run yet." for name, make in SECTIONS.items()}
-    made["about"] = about(selection.rows, selection.missing)
-    return _SECTION.sub(lambda match: f"{match[1]}\n{made[match[2]]}\n\n{match[3]}", document)
+    return sections.fill(document, "rows", {**made, "about": about(selection.rows, selection.missing)})
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,12 +21,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.examples import Examples
 from lightning_ifru.hops import influence_by_hop
 from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, norm
-from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem, Sides
 from lightning_ifru.pruning import expand_to_parameters, important_nodes
@@ -191,8 +191,9 @@ class IFRU:
             resampled = mean(parameters, problem.before, sides.retained_after)
         forgotten = mean(parameters, problem.before, sides.forgotten) if sides.share else torch.zeros_like(retained)
         after = mean(start, problem.after, sides.retained_after)
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         omega = [
-            ravel(grad(lambda p, e=examples: objective.penalty(p, [e]))(at))
+            ravel(zeros | objective.penalty_gradient(at, [examples]))
             for at, examples in ((parameters, sides.retained), (start, sides.retained_after))
         ]
         whole = retained + sides.share * (forgotten - retained)

@@ -76,15 +76,23 @@ class Loss:
                     f"the loss '{self.name}' needs negatives and got labelled interactions; leave out the rating "
                     "column of the data, or choose loss='bce'."
                 )
-            if self.kind == "listwise":
-                return self._losses((scores[:, 0], scores[:, 1:]), scores[:, 0].shape)
-            return self._losses((scores[:, :1], scores[:, 1:]), scores[:, 1:].shape).mean(dim=1)
+            return self.against(scores[:, 0], scores[:, 1:])
         if target is None:
             raise ObjectiveError(
                 f"the loss '{self.name}' needs labels and got implicit interactions; name the rating column of the "
                 "data, or choose loss='bpr' or 'sampled_bce'."
             )
         return self._losses((scores[:, 0], target.to(scores.dtype)), scores[:, 0].shape)
+
+    def against(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Return the loss ``[B]`` of scores ``[B]`` against those of each one's negatives ``[B, K]``.
+
+        Raises:
+            ObjectiveError: the function does not return one loss per example, or for pairwise losses per negative.
+        """
+        if self.kind == "listwise":
+            return self._losses((positive, negative), positive.shape)
+        return self._losses((positive.unsqueeze(1), negative), negative.shape).mean(dim=1)
 
     def check_targets(self, target: Tensor | None) -> None:
         """Refuse targets that the loss has no meaning for.

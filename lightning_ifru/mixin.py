@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.examples import Chunk, Examples
 from lightning_ifru.losses import Loss, LossSpec, resolve_loss
 from lightning_ifru.node_rows import node_kinds
-from lightning_ifru.objective import Chunk, NodeKind, Objective, check_rows
+from lightning_ifru.objective import NodeKind, Objective, check_rows
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.stateless import Stateless, decoder_parameters, refuse_kept_graphs
 from lightning_ifru.weight_decay import l2_decays, l2_penalty
@@ -230,15 +231,14 @@ class IFRUMixin(_Base):
             return call.on(p, "_node_penalty", num_users + num_items)
 
         def regularization(p: Parameters) -> Tensor:
-            own = call.on(p, "_penalty") if self.regularizes else 0.0
-            return own + l2_penalty(p, decays)
+            return call.on(p, "_penalty")
 
         return (
             Objective(
                 encode=encode,
                 decode=decode,
                 loss=self.resolved_loss(),
-                regularization=regularization,
+                regularization=regularization if self.regularizes else None,
                 num_users=num_users,
                 num_items=num_items,
                 node_parameters=node_kinds(self, self.node_parameters, num_users, num_items),
@@ -246,6 +246,8 @@ class IFRUMixin(_Base):
                 chunk_size=chunk_size,
                 node_regularization=node_regularization if self.penalizes_nodes else None,
                 name=type(self).__name__,
+                weight_decay=decays,
+                dot_product=self.scores_dot_products,
             ),
             parameters,
         )
@@ -315,7 +317,8 @@ class IFRUMixin(_Base):
 
     def _batch_loss(self, batch: Batch) -> Tensor:
         data, user, loss = self._data(), batch["user"], self.resolved_loss()
-        chunk = Chunk.of(data.num_users, user, batch["item"], batch.get("label"), batch.get("negative"), 1 / len(user))
+        examples = Examples(user, batch["item"], 1 / len(user), batch.get("label"), batch.get("negative"))
+        chunk = Chunk.of(data.num_users, examples)
         h = self._representations()
         if not self._targets_checked:  # of all at once and not of every batch, where it would hold up an accelerator
             loss.check_targets(data.train.label if "label" in batch else None)

@@ -4,84 +4,34 @@ r"""The risk that training minimised, as a function of parameters, examples and 
 
 with :math:`w_z = 1/|S|` for a mean, and :math:`p_v` the weight of a node's own penalty, see
 :mod:`lightning_ifru.presence`. The model is an encoder (parameters and graph to one row per node) and a decoder (two
-rows to a score). Only the encoder is differentiated as a whole; interactions go through decoder and loss in chunks, so
-that memory is bounded by the chunk and not by the data.
+rows to a score). Only the encoder is differentiated as a whole; how interactions go through decoder and loss is said in
+:mod:`lightning_ifru.decoding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vjp
+from torch.func import grad, vjp
 
+from lightning_ifru.decoding import Decoding, Gathered
 from lightning_ifru.derivatives import Derivative
+from lightning_ifru.dot_products import AllCandidates, DotProducts
 from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.examples import Chunk, Examples, chunks
 from lightning_ifru.losses import Loss
 from lightning_ifru.parameters import Parameters
+from lightning_ifru.weight_decay import l2_penalty
 
 NodeKind = Literal["user", "item", "node"]
 
-
-@dataclass(frozen=True)
-class Examples:
-    """A weighted set of training examples.
-
-    Attributes:
-        user, item: indices ``[n]``.
-        weight: the weight of each example in the risk, ``1/n`` for a mean.
-        target: labels ``[n]`` of a pointwise loss.
-        negative: items ``[n, K]`` of a pairwise loss, drawn once.
-        candidates: items ``[M]``; instead of ``negative``: the expectation over all of them. Exact where a loss takes
-            negatives one at a time; of one that takes ``group`` at once the mean over sets in which each occurs once.
-        group: how many candidates the loss takes at once.
-        presence: the weight :math:`p_v` of every node's own penalty, ``[num_nodes]``; ``None`` without one.
-    """
-
-    user: Tensor
-    item: Tensor
-    weight: float
-    target: Tensor | None = None
-    negative: Tensor | None = None
-    candidates: Tensor | None = None
-    group: int = 1
-    presence: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.user.numel()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Examples as pairs of nodes: ``B`` examples of ``columns`` pairs each, flattened to ``[B * columns]``.
-
-    Column 0 of an example is its own pair, the others pair its user with its negatives.
-    """
-
-    source: Tensor
-    destination: Tensor
-    columns: int
-    target: Tensor | None
-    weight: float
-
-    @classmethod
-    def of(
-        cls, num_users: int, user: Tensor, item: Tensor, target: Tensor | None, negative: Tensor | None, weight: float
-    ) -> Chunk:
-        """Pair users ``[B]`` with items ``[B]`` and, if there are any, with negatives ``[B, K]``."""
-        columns = 1
-        if negative is not None:
-            columns += negative.shape[1]
-            user = user.repeat_interleave(columns)
-            item = torch.cat([item.unsqueeze(1), negative], dim=1).reshape(-1)
-        return cls(user, item + num_users, columns, target, weight)
-
-    def risk(self, loss: Loss, scores: Tensor) -> Tensor:
-        """Return the chunk's share of the risk, a scalar, from its scores ``[B * columns]``."""
-        return self.weight * loss(scores.view(-1, self.columns), self.target).sum()
+_decodings: WeakKeyDictionary[Examples, dict[tuple[object, ...], Decoding]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -92,7 +42,7 @@ class Objective:
         encode: ``(parameters, edge_index) -> [num_nodes, d]``.
         decode: ``(parameters, source [B, d], destination [B, d]) -> scores [B]``.
         loss: the loss per example.
-        regularization: ``parameters -> Ω``, a scalar.
+        regularization: ``parameters -> Ω``, a scalar; ``None`` where there is none but weight decay.
         node_regularization: ``parameters -> [num_nodes]``, the penalty :math:`\omega_v` of each node's own rows, which
             counts as often as training has it in a batch; ``None`` where there is none.
         num_users: the offset of items among nodes.
@@ -101,6 +51,9 @@ class Objective:
         decoder_parameters: the names of the parameters that ``decode`` depends on.
         chunk_size: pairs that go through decoder and loss at a time.
         name: how the model is called in messages.
+        weight_decay: :math:`\lambda_p` of an L2 penalty :math:`\frac{\lambda_p}{2} \|\theta_p\|^2` for each parameter
+            that has one, a part of Ω beside ``regularization``.
+        dot_product: whether ``decode`` is the dot product, so that scores can be sparse matrix products.
 
     Example:
         >>> from lightning_ifru.losses import resolve_loss
@@ -117,7 +70,7 @@ class Objective:
     encode: Callable[[Parameters, Tensor], Tensor]
     decode: Callable[[Parameters, Tensor, Tensor], Tensor]
     loss: Loss
-    regularization: Callable[[Parameters], Tensor]
+    regularization: Callable[[Parameters], Tensor] | None
     num_users: int
     num_items: int
     node_parameters: Mapping[str, NodeKind] = field(default_factory=dict)
@@ -125,47 +78,26 @@ class Objective:
     chunk_size: int = 65536
     node_regularization: Callable[[Parameters], Tensor] | None = None
     name: str = "the model"
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+    dot_product: bool = False
 
     @property
     def num_nodes(self) -> int:
         """Users and items together."""
         return self.num_users + self.num_items
 
-    def chunks(self, examples: Examples) -> Iterator[Chunk]:
-        """Cut ``examples`` into chunks of at most :attr:`chunk_size` pairs (at least one example each)."""
-        if examples.candidates is not None and examples.group > 1:
-            yield from self._grouped(examples, examples.candidates.view(-1, examples.group))
-            return
-        if examples.candidates is not None:
-            # An expectation over more items than fit a chunk is the weighted mean of expectations over its parts.
-            total = examples.candidates.numel()
-            for part in examples.candidates.split(max(1, self.chunk_size - 1)):
-                weight = examples.weight * part.numel() / total
-                for start, stop in _ranges(len(examples), self.chunk_size // (1 + part.numel())):
-                    negative = part.expand(stop - start, -1)
-                    yield self._chunk(examples, start, stop, negative, weight)
-            return
-        columns = 1 if examples.negative is None else 1 + examples.negative.shape[1]
-        for start, stop in _ranges(len(examples), self.chunk_size // columns):
-            negative = None if examples.negative is None else examples.negative[start:stop]
-            yield self._chunk(examples, start, stop, negative, examples.weight)
-
-    def _grouped(self, examples: Examples, groups: Tensor) -> Iterator[Chunk]:
-        """Pair every example with every one of ``groups [G, K]`` of candidates."""
-        columns = 1 + groups.shape[1]
-        for part in groups.split(max(1, self.chunk_size // columns)):
-            for start, stop in _ranges(len(examples), self.chunk_size // (columns * len(part))):
-                user, item = (some[start:stop].repeat_interleave(len(part)) for some in (examples.user, examples.item))
-                negative = part.repeat(stop - start, 1)
-                yield Chunk.of(self.num_users, user, item, None, negative, examples.weight / len(groups))
-
-    def _chunk(self, examples: Examples, start: int, stop: int, negative: Tensor | None, weight: float) -> Chunk:
-        target = None if examples.target is None else examples.target[start:stop]
-        return Chunk.of(self.num_users, examples.user[start:stop], examples.item[start:stop], target, negative, weight)
-
-    def chunk_risk(self, chunk: Chunk, parameters: Parameters, source: Tensor, destination: Tensor) -> Tensor:
-        """Return the chunk's share of the risk, a scalar, from the rows ``[B * columns, d]`` of its nodes."""
-        return chunk.risk(self.loss, self.decode(parameters, source, destination))
+    def decoding(self, examples: Examples) -> Decoding:
+        """Return how ``examples`` are decoded; what it has built for them is kept as long as they live."""
+        if not self.dot_product:
+            return Gathered(self.decode, self.loss, examples, self.num_users, self.chunk_size)
+        known: dict[tuple[object, ...], Decoding] = _decodings.setdefault(examples, {})
+        key = (self.loss, self.num_users, self.num_items)
+        if key not in known:
+            if examples.candidates is None:
+                known[key] = DotProducts(self.loss, examples, self.num_users, self.num_items)
+            else:
+                known[key] = AllCandidates(self.loss, examples, self.num_users, self.chunk_size)
+        return known[key]
 
     def decoder_part(self, parameters: Parameters) -> Parameters:
         """Return the parameters that the decoder depends on."""
@@ -173,13 +105,57 @@ class Objective:
 
     def penalty(self, parameters: Parameters, examples: Sequence[Examples]) -> Tensor:
         """Return Ω and the nodes' own penalties with their weights in ``examples``, a scalar."""
-        total = self.regularization(parameters)
-        if self.node_regularization is not None:
-            weights = [part.presence for part in examples if part.presence is not None]
-            if weights:
-                own = self.node_regularization(parameters)
-                total = total + own @ torch.stack(weights).sum(0).to(own.dtype)
-        return total
+        total = l2_penalty(parameters, self.weight_decay)
+        own = self._own_penalty(examples)
+        return total if own is None else total + own(parameters)
+
+    def penalty_gradient(self, parameters: Parameters, examples: Sequence[Examples]) -> Parameters:
+        """Return the gradient of :meth:`penalty`."""
+        own = self._own_penalty(examples)
+        slope = {} if own is None else grad(own)(parameters)
+        return self._with_decay(slope, parameters)
+
+    def penalty_product(self, parameters: Parameters, tangent: Parameters, examples: Sequence[Examples]) -> Parameters:
+        """Return the product of the Hessian of :meth:`penalty` with ``tangent``."""
+        own = self._own_penalty(examples)
+        product = {} if own is None else Derivative()(grad(own), (parameters,), (tangent,))[1]
+        return self._with_decay(product, tangent)
+
+    def _own_penalty(self, examples: Sequence[Examples]) -> Callable[[Parameters], Tensor] | None:
+        """The penalty without weight decay, whose derivatives need no autograd."""
+        weights = [part.presence for part in examples if part.presence is not None]
+        of_nodes = self.node_regularization if weights else None
+        if of_nodes is None:
+            return self.regularization
+
+        def penalty(parameters: Parameters) -> Tensor:
+            own = of_nodes(parameters)
+            total = own @ torch.stack(weights).sum(0).to(own.dtype)
+            return total if self.regularization is None else total + self.regularization(parameters)
+
+        return penalty
+
+    def _with_decay(self, linear: Parameters, at: Parameters) -> Parameters:
+        decayed = {name: decay * at[name] for name, decay in self.weight_decay.items() if decay and name in at}
+        return {
+            name: linear[name] + decayed[name] if name in linear and name in decayed else tensor
+            for name, tensor in (linear | decayed).items()
+        }
+
+    def decoded(
+        self, h: Tensor, decoder: Parameters, examples: Sequence[Examples]
+    ) -> tuple[Tensor, Tensor, Parameters]:
+        """Return the data's part of the risk (float64) and its gradients in ``h [N, d]`` and in the decoder."""
+        value = torch.zeros((), dtype=torch.float64, device=h.device)
+        gradient = torch.zeros_like(h)
+        total = {name: torch.zeros_like(tensor) for name, tensor in decoder.items()}
+        for part in examples:
+            risk, rows, of_decoder = self.decoding(part).value_and_gradient(h, decoder)
+            value += risk
+            gradient += rows
+            for name, tensor in of_decoder.items():
+                total[name] += tensor
+        return value, gradient, total
 
     def value_and_gradient(
         self,
@@ -194,31 +170,21 @@ class Objective:
             ObjectiveError: if the risk is not finite.
         """
         h, pullback = vjp(lambda p: self.encode(p, edge_index), parameters)
-        decoder = self.decoder_part(parameters)
-        gradient_h = torch.zeros_like(h)
-        gradient_decoder = {name: torch.zeros_like(tensor) for name, tensor in decoder.items()}
-        value = torch.zeros((), dtype=torch.float64, device=h.device)
-        for part in examples:
-            for chunk in self.chunks(part):
-                (d, s, t), risk = grad_and_value(lambda *rows, c=chunk: self.chunk_risk(c, *rows), argnums=(0, 1, 2))(
-                    decoder, h.index_select(0, chunk.source), h.index_select(0, chunk.destination)
-                )
-                gradient_h.index_add_(0, chunk.source, s).index_add_(0, chunk.destination, t)
-                for name, tensor in d.items():
-                    gradient_decoder[name] += tensor
-                value += risk
-        (gradient,) = pullback(gradient_h)
-        gradient = {n: g + gradient_decoder[n] if n in gradient_decoder else g for n, g in gradient.items()}
+        risk, rows, decoder = self.decoded(h, self.decoder_part(parameters), examples)
+        (gradient,) = pullback(rows)
+        parts = [decoder]
         if regularize:
-            omega_gradient, omega = grad_and_value(lambda p: self.penalty(p, examples))(parameters)
-            gradient = {name: gradient[name] + omega_gradient[name] for name in gradient}
-            value += omega
-        if not torch.isfinite(value):
+            parts.append(self.penalty_gradient(parameters, examples))
+            risk += self.penalty(parameters, examples)
+        for part in parts:
+            gradient = {name: g + part[name] if name in part else g for name, g in gradient.items()}
+        value = float(risk)
+        if not math.isfinite(value):
             raise ObjectiveError(
-                f"the training objective of {self.name} is {float(value)} at these parameters; wanted a finite number: "
+                f"the training objective of {self.name} is {value} at these parameters; wanted a finite number: "
                 f"check weights and data for NaN, and the loss '{self.loss.name}' for scores it has no value for."
             )
-        return float(value), gradient
+        return value, gradient
 
     def gradient(
         self,
@@ -239,7 +205,7 @@ class Objective:
                 not finite, or has no curvature (hinge), so that the Newton system would be Ω alone.
         """
         self.loss.check_targets(examples.target)
-        chunk = next(self.chunks(examples))
+        chunk = next(chunks(examples, self.num_users, self.chunk_size))
 
         def look() -> tuple[Tensor, Tensor, Tensor, Tensor]:
             h = self._encoded(parameters, edge_index)
@@ -320,12 +286,6 @@ def check_rows(h: object, name: str, num_users: int, num_items: int) -> None:
             f"data's {num_users} users and then {num_items} items: build the module with num_users={num_users}, "
             f"num_items={num_items}, and return torch.cat([users, items])."
         )
-
-
-def _ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
-    size = max(1, size)
-    for start in range(0, total, size):
-        yield start, min(start + size, total)
 
 
 def _alternating(like: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_ifru.examples import Examples
 from lightning_ifru.graph import affected_nodes
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.losses import Loss
-from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.objective import Objective
 from lightning_ifru.presence import batch_presence
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.effects import Scoring, score_shift, top_changes
 from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.examples import Examples
 from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.metrics import evaluate
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
-from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem
 from lightning_ifru.ranks import ALONE, Ranks
@@ -144,20 +145,19 @@ class Unlearning:
                 )
         return update
 
-    def commit(self, update: Update, clock: float, progress: Progress | None = None) -> UnlearningReport:
+    def commit(self, update: Update, progress: Progress | None = None, *, evaluate: bool = True) -> UnlearningReport:
         """Put the corrected parameters into the model, take the forgotten out of the data, and report.
 
         Args:
             update: the result of :meth:`solve`.
-            clock: the ``time.perf_counter()`` at which the unlearning began.
             progress: called with a short text as the evaluation goes on.
+            evaluate: whether to measure the model before and after.
         """
-        since = time.perf_counter()
         # What the ranks have computed alike, unlike processors may have rounded differently.
         update = replace(update, parameters={name: self.ranks.first(t) for name, t in update.parameters.items()})
-        measured = self._measured(update, progress)
-        seconds = {**update.seconds, "evaluate": time.perf_counter() - since}
         since = time.perf_counter()
+        measured = self._measured(update, progress) if evaluate else {}
+        seconds = {"evaluate": time.perf_counter() - since} if evaluate else {}
         report = self._report(
             direct_norm=update.direct_norm,
             spillover_norm=update.spillover_norm,
@@ -181,8 +181,6 @@ class Unlearning:
                 named[name].copy_(tensor)
         self.data.commit(self.removal)
         self.module.release_graph()
-        seconds["apply"] = time.perf_counter() - since
-        seconds["total"] = time.perf_counter() - clock
         return self.ranks.first(report)
 
     def _reset_rows(self) -> Parameters:
@@ -287,7 +285,7 @@ def _check_training_step(
     examples = Examples(batch["user"], batch["item"], 1 / len(batch["user"]), batch.get("label"), batch.get("negative"))
     examples = replace(examples, presence=module.batch_weights(batch, data.num_users, data.num_items))
     # Ω on both sides would hide a small difference in the loss, or be the optimiser's, which no step contains.
-    bare = replace(objective, regularization=lambda p: 0.0 * next(iter(p.values())).sum())
+    bare = replace(objective, regularization=None, weight_decay={})
     wanted = ravel(bare.gradient(parameters, edge_index, [examples]))
     with _without_logging(module), _buffers_kept(module):
         output: Any = module.training_step(batch, 0)

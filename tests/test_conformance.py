@@ -16,9 +16,9 @@ from torch.func import functional_call
 
 from lightning_ifru import Loss
 from lightning_ifru.curvature import GaussNewton, Hessian
+from lightning_ifru.examples import Examples
 from lightning_ifru.losses import resolve_loss
 from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
-from lightning_ifru.objective import Examples
 from lightning_ifru.parameters import ravel, unravel
 
 USERS, ITEMS, DIM, K = 6, 5, 2, 2

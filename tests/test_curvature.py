@@ -9,9 +9,9 @@ from torch import nn
 from torch_geometric.nn import LightGCN as LightGCNLayer
 
 from lightning_ifru.curvature import GaussNewton, Hessian
+from lightning_ifru.examples import Examples, chunks
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.models import LightGCN
-from lightning_ifru.objective import Examples
 from lightning_ifru.parameters import ravel, unravel
 
 USERS, ITEMS, DIM, DECAY = 6, 5, 2, 1e-3
@@ -168,7 +168,7 @@ def test_products_do_not_depend_on_the_chunks(kind, loss):
     products, counts = [], []
     for chunk_size in (1, 4, 7, 1000):
         objective, parameters = build("fast", loss, 2, chunk_size)
-        counts.append(len(list(objective.chunks(examples(loss)))))
+        counts.append(len(list(chunks(examples(loss), USERS, chunk_size))))
         products.append(KINDS[kind](objective, parameters, GRAPH, [examples(loss)])(vector))
     assert counts[0] == N > counts[2] > counts[3] == 1
     for product in products[1:]:
@@ -178,7 +178,7 @@ def test_products_do_not_depend_on_the_chunks(kind, loss):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weighted_sets_of_examples_add_up(kind):
     objective, parameters = build("fast", "bce", 1)
-    bare = replace(objective, regularization=lambda p: 0.0 * p["net.embedding.weight"].sum())
+    bare = replace(objective, weight_decay={})
     half = torch.arange(N) % 2 == 0
     parts = [Examples(DATA.user[m], DATA.item[m], 1 / N, target=DATA.label[m]) for m in (half, ~half)]
     vector = oracles.rows(USERS + ITEMS, DIM, seed=3).flatten()

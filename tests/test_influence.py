@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from lightning_ifru.errors import ObjectiveError, UnlearningError
+from lightning_ifru.examples import Examples
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.influence import IFRU
 from lightning_ifru.interactions import Interactions
 from lightning_ifru.losses import Loss
-from lightning_ifru.objective import Examples, Objective
+from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import ravel
 from lightning_ifru.problem import Problem
 from lightning_ifru.pruning import important_nodes

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from lightning_ifru.curvature import GaussNewton, Hessian
 from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.examples import Chunk, Examples, chunks
 from lightning_ifru.losses import Loss, resolve_loss
-from lightning_ifru.objective import Chunk, Examples, Objective
+from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import ravel
 
 USERS, ITEMS, DIM, DECAY = 6, 5, 3, 0.03
@@ -113,9 +114,9 @@ def test_groups_of_candidates_are_the_mean_over_examples_with_every_group(chunk_
         wanted = wanted - torch.log(own.exp() / (own.exp() + others.exp().sum())) / 3 / N
     assert value == pytest.approx(float(wanted), rel=1e-13)
     torch.testing.assert_close(gradient["w"], torch.autograd.grad(wanted, w)[0], rtol=0, atol=1e-15)
-    chunks = list(objective.chunks(parts))
-    assert max(c.source.numel() for c in chunks) <= max(chunk_size, 3)
-    assert sum(c.weight * c.source.numel() / c.columns for c in chunks) == pytest.approx(1.0)
+    cut = list(chunks(parts, USERS, chunk_size))
+    assert max(c.source.numel() for c in cut) <= max(chunk_size, 3)
+    assert sum(c.weight * c.source.numel() / c.columns for c in cut) == pytest.approx(1.0)
 
 
 def test_nodes_own_penalties_weigh_as_much_as_the_examples_say():
@@ -143,20 +144,21 @@ def test_nodes_own_penalties_weigh_as_much_as_the_examples_say():
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5, 8, 100])
 @pytest.mark.parametrize("kind", ["target", "negative", "candidates"])
 def test_chunks_hold_at_most_their_size_and_at_least_one_example(kind, chunk_size):
-    objective = oracles.objective(1, "bce" if kind == "target" else "bpr", USERS, ITEMS, 0.0, chunk_size)
     value = {"target": DATA.label, "negative": NEGATIVE, "candidates": torch.arange(ITEMS)}[kind]
-    chunks = list(objective.chunks(Examples(DATA.user, DATA.item, 1.0, **{kind: value})))
+    cut = list(chunks(Examples(DATA.user, DATA.item, 1.0, **{kind: value}), USERS, chunk_size))
     smallest = {"target": 1, "negative": 4, "candidates": 2}[kind]
-    assert max(c.source.numel() for c in chunks) <= max(chunk_size, smallest)
-    assert all(c.source.numel() % c.columns == 0 for c in chunks)
-    own = sum((c.weight * c.source.numel() / c.columns for c in chunks), start=0.0)
+    assert max(c.source.numel() for c in cut) <= max(chunk_size, smallest)
+    assert all(c.source.numel() % c.columns == 0 for c in cut)
+    own = sum((c.weight * c.source.numel() / c.columns for c in cut), start=0.0)
     assert own == pytest.approx(N), "each example's weight appears once in all"
     if chunk_size < N:
-        assert len(chunks) > 1
+        assert len(cut) > 1
 
 
 def test_a_chunk_pairs_the_user_with_its_item_and_then_its_negatives():
-    chunk = Chunk.of(10, torch.tensor([1, 2]), torch.tensor([3, 4]), None, torch.tensor([[5, 6], [7, 8]]), 1.0)
+    chunk = Chunk.of(
+        10, Examples(torch.tensor([1, 2]), torch.tensor([3, 4]), 1.0, negative=torch.tensor([[5, 6], [7, 8]]))
+    )
     assert chunk.source.tolist() == [1, 1, 1, 2, 2, 2]
     assert chunk.destination.tolist() == [13, 15, 16, 14, 17, 18]
     assert chunk.columns == 3

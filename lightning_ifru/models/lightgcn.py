@@ -67,7 +67,7 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         out = alpha[0] * x
         for k in range(self.net.num_layers):
             x = propagate(edge_index, x)
-            out = out + alpha[k + 1] * x
+            out = torch.addcmul(out, alpha[k + 1], x)
         return out
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ from recipes import Recipe
 from rows import Row, RowFile, key_of, provenance
 from speed_data import Dataset
 from speed_process import Measured, apart
+from speed_ranks import processes
 from speed_targets import ratios
 from speed_training import Runs, own_epoch, pyg_epoch, train
 from speed_unlearn import Subject, large_requests, operators, quality, users_in_turn
@@ -157,6 +158,7 @@ def _speed(subject: Subject, repeats: int) -> Iterator[Task]:
         yield _users(subject, k)
     for size in ("10 users", "100 users", "1%", "5%"):
         yield _request(subject, size, repeats)
+    yield Task({"measure": "processes", "request": "1%"}, processes, (subject, "1%", repeats))
     if subject.dataset.test is not None:
         yield Task({"measure": "quality", "request": "1%"}, quality, (subject, "1%"))
 

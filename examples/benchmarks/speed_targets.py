@@ -113,6 +113,7 @@ def targets(rows: Sequence[Row]) -> list[Line]:
         *_quality(main, on),
         _scaling(scaling),
         *_large(large),
+        *_processes(main, f"{on}, 1% of interactions"),
     ]
 
 
@@ -190,6 +191,21 @@ def _large(summary: Summary) -> list[Line]:
         else:
             lines.append(_judged(what, limit, f"{share:.1%} ({found:.1f} s)", share <= 1))
     return [*lines, _memory(summary, f"{on}: peak memory over the imported libraries", 12.0)]
+
+
+def _processes(summary: Summary, what: str) -> list[Line]:
+    runs = [run for row in summary.rows if row["measure"] == "processes" for run in row["runs"]]
+    time = Line(f"{what}, two processes against one with the same threads: share of the ideal", "at least 0.7")
+    same = Line(f"{what}, two processes against one, float64: largest difference of a weight", "at most 1e-6")
+    one, two = (middle([run["total"] for run in runs if run["processes"] == number]) for number in (1, 2))
+    share = over(one, two)
+    if share is None:
+        return [time, same]
+    difference = max(run["difference"] for run in runs)
+    return [
+        _judged(time.what, time.limit, f"{share:.2f} ({two:.2f} s against {one:.2f} s)", share >= 0.7),
+        _judged(same.what, same.limit, f"{difference:.1e}", difference <= 1e-6),
+    ]
 
 
 def ratios(rows: Sequence[Row]) -> list[str]:

@@ -60,19 +60,19 @@ class _Trainer(lightning.Trainer):
 
 
 @contextmanager
-def trainer_for(method: IFRU, evaluate: bool) -> Iterator[_Trainer]:
-    """Give a trainer for one CPU that writes the unlearned checkpoint, into a folder that goes away."""
+def trainer_for(method: IFRU, evaluate: bool, **settings: Any) -> Iterator[_Trainer]:
+    """Give a trainer, by default for one CPU, that writes the unlearned checkpoint into a folder that goes away."""
     # To be plain once the callback has it.
     evaluation = {"evaluate": evaluate} if "evaluate" in inspect.signature(IFRUCallback).parameters else {}
     with tempfile.TemporaryDirectory() as folder:
         yield _Trainer(
             accelerator="cpu",
-            devices=1,
             callbacks=[IFRUCallback(method, **evaluation)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
+            **{"devices": 1, **settings},
         )
 
 

@@ -7,6 +7,7 @@ with both directions of every edge.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,81 +51,68 @@ def normalized_adjacency(edge_index: Tensor, num_nodes: int, dtype: torch.dtype 
             row, column = edge_index[0].clone(), edge_index[1].clone()
             scale = degree(row, num_nodes, dtype).pow_(-0.5)
             scale[scale.isinf()] = 0.0
-            coo = torch.sparse_coo_tensor(
-                torch.stack([row, column]),
-                scale[row] * scale[column],
-                (num_nodes, num_nodes),
-                check_invariants=False,
-            )
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-                cached[num_nodes, dtype] = coo.coalesce().to_sparse_csr()
+            cached[num_nodes, dtype] = csr_matrix(torch.stack([row, column]), scale[row] * scale[column], num_nodes)
     return cached[num_nodes, dtype]
 
 
-class _Graph:
-    """Hides the edge index from torch.func, under whose wrappers sparse matrices cannot be built."""
-
-    def __init__(self, edge_index: Tensor) -> None:
-        self.edge_index = edge_index
-
-    def matrix(self, num_nodes: int, dtype: torch.dtype) -> Tensor:
-        return normalized_adjacency(self.edge_index, num_nodes, dtype)
-
-
-class SymmetricMatrix:
-    """A constant symmetric CSR matrix ``[N, N]``, to :meth:`multiply` with; hidden from torch.func as a graph is.
+def csr_matrix(entries: Tensor, values: Tensor, size: int) -> Tensor:
+    """Return the CSR tensor ``[size, size]`` of values ``[n]`` at ``entries [2, n]``; those at the same place add up.
 
     Example:
-        >>> row, column = torch.tensor([[0, 1], [1, 0]])
-        >>> SymmetricMatrix.of(row, column, torch.tensor([2.0, 2.0]), 2).multiply(torch.eye(2))
-        tensor([[0., 2.],
-                [2., 0.]])
+        >>> csr_matrix(torch.tensor([[0, 0], [1, 1]]), torch.tensor([1.0, 2.0]), 2).to_dense()
+        tensor([[0., 3.],
+                [0., 0.]])
+    """
+    coo = torch.sparse_coo_tensor(entries, values, (size, size), check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return coo.coalesce().to_sparse_csr()
+
+
+class LinearMap:
+    """A constant linear map with its adjoint, differentiable to any order and mode, whatever it is made of.
+
+    Its derivatives are itself, and backwards its adjoint. torch.sparse has no forward-mode derivative, and under the
+    wrappers of torch.func sparse matrices cannot be built: the two functions never see these.
+
+    Args:
+        forward: the map, a function of one tensor.
+        adjoint: the map that its transposed matrix is.
+        offset: what is added to the image; the map is then an affine one.
+
+    Example:
+        >>> double = LinearMap(lambda x: 2 * x, lambda x: 2 * x)
+        >>> torch.func.jvp(double, (torch.ones(1),), (torch.ones(1),))
+        (tensor([2.]), tensor([2.]))
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self._matrix = matrix
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], offset: Tensor | None = None
+    ) -> None:
+        self.forward, self.adjoint, self.offset = forward, adjoint, offset
 
-    @classmethod
-    def of(cls, row: Tensor, column: Tensor, value: Tensor, size: int) -> SymmetricMatrix:
-        """Build the matrix of entries ``[n]``, of which those at the same place add up."""
-        coo = torch.sparse_coo_tensor(torch.stack([row, column]), value, (size, size), check_invariants=False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return cls(coo.coalesce().to_sparse_csr())
-
-    def matrix(self, num_nodes: int, dtype: torch.dtype) -> Tensor:
-        """Return the CSR tensor."""
-        return self._matrix
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """Return the product with ``x [N, d]``, differentiable to any order and mode."""
-        return _Propagation.apply(self, x)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the image of ``x``."""
+        return _Linear.apply(self, x)
 
 
-class _Propagation(torch.autograd.Function):
-    """A x for a constant symmetric A: its backward and its forward derivative are the same product.
-
-    torch.sparse has no forward-mode derivative; this has every order and mode, and needs nothing saved but A.
-    """
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(linear: LinearMap, x: Tensor) -> Tensor:
+        image = linear.forward(x)
+        return image if linear.offset is None else image + linear.offset
 
     @staticmethod
-    def forward(graph: _Graph | SymmetricMatrix, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)  # there is no sparse product in half precision
-        with torch.autocast(x.device.type, enabled=False):
-            return (graph.matrix(x.shape[0], dtype) @ x.to(dtype)).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[_Graph | SymmetricMatrix, Tensor], output: Tensor) -> None:
-        ctx.graph = inputs[0]
+    def setup_context(ctx: Any, inputs: tuple[LinearMap, Tensor], output: Tensor) -> None:
+        ctx.linear = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, _Propagation.apply(ctx.graph, gradient)
+        return None, _Linear.apply(LinearMap(ctx.linear.adjoint, ctx.linear.forward), gradient)
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
-        return _Propagation.apply(ctx.graph, tangent)
+        return _Linear.apply(LinearMap(ctx.linear.forward, ctx.linear.adjoint), tangent)
 
 
 def propagate(edge_index: Tensor, x: Tensor) -> Tensor:
@@ -138,7 +126,13 @@ def propagate(edge_index: Tensor, x: Tensor) -> Tensor:
         tensor([[2.],
                 [1.]])
     """
-    return _Propagation.apply(_Graph(edge_index), x)
+
+    def product(x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)  # there is no sparse product in half precision
+        with torch.autocast(x.device.type, enabled=False):
+            return (normalized_adjacency(edge_index, x.shape[0], dtype) @ x.to(dtype)).to(x.dtype)
+
+    return LinearMap(product, product)(x)
 
 
 def affected_nodes(edge_index: Tensor, endpoints: Tensor, num_nodes: int, hops: int) -> Tensor:

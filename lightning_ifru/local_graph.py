@@ -22,7 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_ifru.graph import SymmetricMatrix
+from lightning_ifru.graph import csr_matrix
 from lightning_ifru.neighbours import Neighbours
 
 
@@ -55,17 +55,17 @@ class LocalGraph:
             self._matrix(entries[:, some]) for some in (kept, ~kept, torch.ones_like(kept))
         )
 
-    def _matrix(self, entries: Tensor) -> SymmetricMatrix:
-        row, column = entries.to(self._like.device)
-        return SymmetricMatrix.of(row, column, self._like.new_ones(len(row)), self._size)
+    def _matrix(self, entries: Tensor) -> Tensor:
+        entries = entries.to(self._like.device)
+        return csr_matrix(entries, self._like.new_ones(entries.shape[1]), self._size)
 
     def propagate(self, x: Tensor, *, after: bool) -> Tensor:
-        """Return the normalised adjacency among the nodes times ``x [m, d]``; differentiable."""
+        """Return the normalised adjacency among the nodes times ``x [m, d]``."""
         scale = self._scale[after]
-        return scale * (self._kept if after else self._all).multiply(scale * x)
+        return scale * ((self._kept if after else self._all) @ (scale * x))
 
     def encode(self, x: Tensor, weights: Sequence[float], *, after: bool) -> Tensor:
-        r"""Return :math:`\sum_k \alpha_k \hat A^k x` among the nodes; differentiable."""
+        r"""Return :math:`\sum_k \alpha_k \hat A^k x` among the nodes."""
         out = weights[0] * x
         for weight in weights[1:]:
             x = self.propagate(x, after=after)
@@ -84,7 +84,7 @@ class LocalGraph:
         for below, layer in pairwise(layers):
             old = before * below
             new = after * (below + found[-1])
-            moved = root * layer + self._kept.multiply(new - old) - self._removed.multiply(old)
+            moved = root * layer + self._kept @ (new - old) - self._removed @ old
             found.append(after * moved - layer)
         return found
 

@@ -27,7 +27,7 @@ from lightning_ifru.local_graph import LocalGraph, locate
 from lightning_ifru.warm import LinearModel, WarmState
 
 #: Scores of forgotten examples with candidates at most; where there are more, with a sample of the candidates.
-EXPECTED = 1 << 20
+EXPECTED = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ class IFRUCallback(lightning.Callback):
         method: the method and its hyper-parameters.
         request: applied when fitting ends: a request, or the path of a request file. Read and checked when fitting
             starts.
+        evaluate: whether to measure what unlearning did to recommendations and to the forgotten pairs. All users'
+            recommendations before and after can take far longer than one person's erasure; without, the report lacks
+            metrics, recommendations changed and scores of the forgotten, and says so.
 
     Attributes:
         report: of the last unlearning, ``None`` before the first; no part of a checkpoint.
@@ -52,13 +56,19 @@ class IFRUCallback(lightning.Callback):
         {'ledger': []}
     """
 
-    def __init__(self, method: IFRU | None = None, request: UnlearningRequest | str | Path | None = None) -> None:
+    def __init__(
+        self,
+        method: IFRU | None = None,
+        request: UnlearningRequest | str | Path | None = None,
+        evaluate: bool = True,
+    ) -> None:
         if not (method is None or isinstance(method, IFRU)):
             raise MisconfigurationException(
                 f"IFRUCallback got {method!r} as method; wanted an IFRU: IFRUCallback(IFRU(...), request=...)."
             )
         self.method = IFRU() if method is None else method
         self.request = request
+        self.evaluate = evaluate
         self.ledger: list[dict[str, Any]] = []
         self.report: UnlearningReport | None = None
 
@@ -129,7 +139,7 @@ class IFRUCallback(lightning.Callback):
         dry_run: bool,
         phases: Phases,
     ) -> UnlearningReport:
-        clock, ranks = time.perf_counter(), ranks_of(trainer)
+        ranks, laps = ranks_of(trainer), [time.perf_counter()]
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
             check_same(ranks, module, data, self.method)
@@ -137,11 +147,16 @@ class IFRUCallback(lightning.Callback):
             if dry_run:
                 phases.begin("estimating")
                 return ranks.first(unlearning.preview())
+            laps.append(time.perf_counter())
             phases.begin("solving", steps=sum(unlearning.most))
             update = unlearning.solve(phases.step)
-            phases.begin("evaluating")
-            report = unlearning.commit(update, clock, phases.step)
+            laps.append(time.perf_counter())
+            phases.begin("evaluating" if self.evaluate else "applying")
+            report = unlearning.commit(update, phases.step, evaluate=self.evaluate)
+        laps.append(time.perf_counter())
         phases.begin("writing")
+        seconds = _seconds(laps, update.seconds, report.seconds)
+        report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
         self.ledger = [*self.ledger, ranks.first(self._entry(report))]
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
@@ -154,6 +169,8 @@ class IFRUCallback(lightning.Callback):
             stand_for(trainer, path)
             files.append(path)
             trainer.save_checkpoint(path, weights_only=False)
+        seconds["checkpoint"] = time.perf_counter() - laps[-1]
+        report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
@@ -168,6 +185,13 @@ class IFRUCallback(lightning.Callback):
             "seconds": report.seconds["total"],
             "method": asdict(self.method),
         }
+
+
+def _seconds(laps: list[float], solving: dict[str, float], measuring: dict[str, float]) -> dict[str, float]:
+    """The seconds of every phase, none left out: what of the second lap is no solving is the checks around it."""
+    prepare, solve, commit = (end - begin for begin, end in itertools.pairwise(laps))
+    check, apply = solve - sum(solving.values()), commit - sum(measuring.values())
+    return {"prepare": prepare, **solving, "check": check, **measuring, "apply": apply}
 
 
 def check_pair(module: Any, data: Any, asking: str = "unlearn") -> tuple[IFRUMixin, InteractionDataModule]:

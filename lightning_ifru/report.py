@@ -47,7 +47,8 @@ class UnlearningReport:
             are left out.
         score_shift: the mean score that forgotten training pairs had before and have after and, where they are of five
             users at least, its distribution, see :func:`~lightning_ifru.effects.score_shift`.
-        seconds: by phase, and ``total``.
+        seconds: by phase: ``prepare``, ``influence`` and ``solve``, the ``check`` that all is finite, ``evaluate`` if
+            that was asked for, ``apply``, and ``checkpoint`` with the ledger; and their sum ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         dry_run: whether nothing was changed.
         expected: of a dry run: curvature ``products`` and ``seconds`` at most; most solves end far earlier.
@@ -90,6 +91,11 @@ class UnlearningReport:
         if not self.residual_before or self.residual_after is None:
             return None
         return self.residual_before / self.residual_after if self.residual_after else math.inf
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the model was measured before and after; see :class:`IFRUCallback`."""
+        return bool(self.metrics_before)
 
     @property
     def items_changed(self) -> float | None:

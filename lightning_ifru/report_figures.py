@@ -62,7 +62,7 @@ def draw_top_changes(report: UnlearningReport, axes: Any) -> None:
     axes.set(title="recommendations that changed")
     counted = report.top_changes
     if not counted:
-        _say(axes, "too few users to say")
+        _say(axes, "too few users to say" if report.evaluated else "not evaluated")
         return
     length = len(next(iter(counted.values()))) - 1
     users = [sum(counts) for counts in counted.values()]
@@ -83,7 +83,7 @@ def draw_score_shift(report: UnlearningReport, axes: Any) -> None:
     anew = " (rows drawn anew)" if shift.get("reset") else ""
     axes.set(title=f"forgotten pairs{anew}")
     if not shift:
-        _say(axes, "too few to say")
+        _say(axes, "too few to say" if report.evaluated else "not evaluated")
         return
     if "edges" not in shift:
         means = [shift["mean_before"], shift["mean_after"]]
@@ -101,6 +101,10 @@ def draw_score_shift(report: UnlearningReport, axes: Any) -> None:
 
 def draw_metrics(report: UnlearningReport, axes: Any) -> None:
     """Draw the metrics before and after, as bars side by side."""
+    axes.set(title="surviving test pairs")
+    if not report.evaluated:
+        _say(axes, "not evaluated")
+        return
     names = [name for name, value in report.metrics_before.items() if value is not None]
     for offset, metrics, label, colour in (
         (-0.2, report.metrics_before, "before", BEFORE),
@@ -110,7 +114,6 @@ def draw_metrics(report: UnlearningReport, axes: Any) -> None:
         bars = axes.bar(places, [metrics[name] for name in names], 0.38, label=label, color=colour)
         axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2, rotation=90)
     axes.set_xticks(range(len(names)), [METRIC_NAMES.get(name, name) for name in names])
-    axes.set(title="surviving test pairs")
     axes.margins(y=0.18)
     axes.legend(frameon=False, loc="upper right")
 

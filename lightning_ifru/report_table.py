@@ -40,6 +40,8 @@ def summary(report: UnlearningReport) -> Iterator[tuple[str, str]]:
     yield "steps", method
     yield "products with the curvature", f"{report.cg_iterations:,}"
     yield "embedding rows changed", f"{report.rows_changed:,}"
+    if not report.evaluated:
+        yield "metrics, recommendations and scores", "not evaluated"
     if report.items_changed is not None:
         length = len(next(iter(report.top_changes.values()))) - 1
         yield f"items changed in a user's top {length}", f"{report.items_changed:.1f} on average"

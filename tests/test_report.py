@@ -327,6 +327,20 @@ def test_the_metrics_can_be_drawn_before_and_after():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["before", "after"]
 
 
+def test_what_was_not_evaluated_is_said_wherever_it_would_be_shown():
+    bare = replace(FULL, metrics_before={}, metrics_after={}, top_changes={}, score_shift={})
+    assert FULL.evaluated
+    assert not bare.evaluated
+    for report, said in ((bare, True), (FULL, False), (DRY, False)):
+        assert ("not evaluated" in rendered(report)) == ("not evaluated" in report._repr_html_()) == said
+    texts = [[text.get_text() for text in axes.texts] for axes in bare.figure().axes]
+    assert texts[2:] == [["not evaluated"]] * 2
+    assert all("not evaluated" not in some for some in texts[:2])
+    axes = Figure().subplots()
+    bare.draw_metrics(axes)
+    assert [text.get_text() for text in axes.texts] == ["not evaluated"]
+
+
 @pytest.mark.parametrize("report", REPORTS)
 def test_a_figure_can_be_saved_whatever_is_missing(report, tmp_path):
     report.figure().savefig(tmp_path / "report.png")

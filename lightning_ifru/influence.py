@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.examples import Examples
 from lightning_ifru.hops import influence_by_hop
-from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, norm
+from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, System, norm
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem, Sides
@@ -50,6 +50,23 @@ class Influence:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How far a solve has looked.
+
+    Attributes:
+        path: ``"full"``, over all data, or ``"local"``, around what is forgotten.
+        examples: the examples that the steps were taken on.
+        sampled_rows: rows of which a sample of their examples was looked at; 0 without sampling.
+        left_out: the share of the importance score that nodes found and not solved for have.
+    """
+
+    path: Literal["full", "local"]
+    examples: int
+    sampled_rows: int = 0
+    left_out: float = 0.0
+
+
+@dataclass(frozen=True)
 class Update:
     r"""What the method arrived at.
 
@@ -64,6 +81,7 @@ class Update:
         unknowns: the number of node rows solved for.
         rows_changed: the number of node rows that differ from the original ones, reset rows included.
         seconds: the time of ``influence`` and ``solve``.
+        extent: how far the solve has looked.
 
     All norms are over the parameters that take part, without the rows of erased nodes.
     """
@@ -80,6 +98,7 @@ class Update:
     unknowns: int
     rows_changed: int
     seconds: dict[str, float]
+    extent: Extent
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,15 @@ class IFRU:
         negatives: negatives drawn once for each retained positive, for pairwise losses; for listwise ones as many sets,
             each of training's number, as have that many.
         keep_ratio: the share of node rows to solve for, by importance; 1 is the exact solve.
-        hops: message-passing rounds of the importance score; nothing beyond is solved for if ``keep_ratio < 1``.
+        hops: message-passing rounds of the importance score; nothing beyond is solved for if ``keep_ratio < 1``, or
+            by a local solve.
+        locality: ``"full"``: every solve looks at all data; ``"local"``: at the rows around what is forgotten and their
+            examples, which takes a model that declares its layers, see
+            :attr:`~lightning_ifru.mixin.IFRUMixin.layer_weights`; ``"auto"``: locally where that is a small part of
+            the data.
+        max_rows: node rows to solve for locally, beside the ends of what is forgotten.
+        examples_per_row: examples to look at for each of them, a sample where it has more; a positive counts once with
+            each of its negatives.
         probes: random probes for the mean curvature :math:`\bar d`.
         chunk_size: pairs that go through decoder and loss at a time.
         seed: of the negatives and the probes.
@@ -136,6 +163,9 @@ class IFRU:
     negatives: int = 4
     keep_ratio: float = 1.0
     hops: int = 2
+    locality: Literal["auto", "full", "local"] = "auto"
+    max_rows: int = 256
+    examples_per_row: int = 64
     probes: int = 4
     chunk_size: int = 16384
     seed: int = 0
@@ -143,6 +173,7 @@ class IFRU:
     def __post_init__(self) -> None:
         wanted = {
             "curvature": (self.curvature in ("auto", *CURVATURES), "'auto', 'gauss-newton' or 'hessian'"),
+            "locality": (self.locality in ("auto", "full", "local"), "'auto', 'full' or 'local'"),
             "damping": (
                 self.damping is None or (_is_number(self.damping) and 0 <= self.damping < math.inf),
                 "None or a number of at least 0",
@@ -151,6 +182,7 @@ class IFRU:
             "keep_ratio": (_is_number(self.keep_ratio) and 0 < self.keep_ratio <= 1, "a number above 0 and at most 1"),
         }
         least = {"hops": 0, "seed": 0, "max_steps": 1, "cg_iterations": 1, "negatives": 1, "probes": 1, "chunk_size": 1}
+        least |= {"max_rows": 0, "examples_per_row": 1}
         for name, low in least.items():
             value = getattr(self, name)
             wanted[name] = (type(value) is int and value >= low, f"an integer of at least {low}")
@@ -236,7 +268,9 @@ class IFRU:
         seconds = {"influence": time.perf_counter() - clock}
         clock = time.perf_counter()
         nodes = important_nodes(objective, problem, self.keep_ratio, self.hops) & ~problem.erased
-        search = NewtonSearch(self, objective, problem, sides, start, influence.leftover, free, nodes, report)
+        leftover = influence.leftover
+        system = System.of(objective, problem, sides, start=start, leftover=leftover, free=free, nodes=nodes)
+        search = NewtonSearch(self, system, report)
         stationarity = norm(influence.leftover * free) / size if size else math.inf
         theta, steps = search.run(-b, stationarity) if size else (start, ())
         seconds["solve"] = time.perf_counter() - clock
@@ -253,6 +287,7 @@ class IFRU:
             unknowns=int(nodes.sum()),
             rows_changed=_rows_changed(objective, parameters, theta),
             seconds=seconds,
+            extent=Extent("full", len(sides.retained_after)),
         )
 
 

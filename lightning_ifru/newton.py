@@ -6,8 +6,9 @@ r"""Damped Newton steps on the completeness residual, whose curvature and dampin
     (C + \tau M)\, \Delta\theta = -r, \qquad M_v = \bar d\, \sqrt{n_v / n}
 
 At :math:`\hat\theta` itself :math:`-r = b`, so that the first step is equation (2). One Krylov space serves all
-dampings :math:`\tau`; each candidate is judged by the true, non-linear :math:`\|r\|`, never by held-out labels. Of
-those that do about equally well the largest damping is taken: the smallest change that explains what is gone.
+dampings :math:`\tau` and grows as the smaller ones are tried; each candidate is judged by the true, non-linear
+:math:`\|r\|`, never by held-out labels. Of those that do about equally well the largest damping is taken: the smallest
+change that explains what is gone.
 
 The root is Adam's: it divides a row's gradient by the root of its mean square over the batches, which for a row that is
 in a share :math:`n_v / n` of the examples goes with :math:`\sqrt{n_v / n}`. Training that was stopped has moved a row
@@ -17,7 +18,7 @@ as if damped in this metric, and as a preconditioner it takes fewer products tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,11 +27,12 @@ from torch import Tensor
 
 from lightning_ifru.curvature import Curvature, GaussNewton, Hessian
 from lightning_ifru.errors import ObjectiveError
+from lightning_ifru.examples import Examples
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel, unravel
 from lightning_ifru.problem import Problem, Sides
 from lightning_ifru.pruning import expand_to_parameters
-from lightning_ifru.solvers import Solution, Status, conjugate_gradient
+from lightning_ifru.solvers import KrylovSpace, Solution, Status
 
 if TYPE_CHECKING:
     from lightning_ifru.influence import IFRU
@@ -53,6 +55,59 @@ _COMPLETE = 1e-3
 
 
 @dataclass(frozen=True)
+class System:
+    r"""What Newton steps are taken on.
+
+    Attributes:
+        objective, edge_index, examples: the risk :math:`J(\cdot; R, G')`.
+        start: the parameters to step from.
+        leftover: the gradient :math:`\nabla J(\hat\theta; D, G)` that is to be arrived at, ``[P]``.
+        free: 1 where a parameter takes part in the residual, 0 in rows of erased nodes, ``[P]``.
+        kept: 1 where a parameter is an unknown, ``[P]``.
+        share: the share :math:`n_v / n` of all examples that each node has, ``[num_nodes]``.
+    """
+
+    objective: Objective
+    edge_index: Tensor
+    examples: Sequence[Examples]
+    start: Parameters
+    leftover: Tensor
+    free: Tensor
+    kept: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        problem: Problem,
+        sides: Sides,
+        *,
+        start: Parameters,
+        leftover: Tensor,
+        free: Tensor,
+        nodes: Tensor,
+    ) -> System:
+        """Describe all of a problem, the rows of ``nodes`` (a bool mask ``[num_nodes]``) being the unknowns."""
+        counts = problem.node_counts(objective, problem.retained)
+        return cls(
+            objective=objective,
+            edge_index=problem.after,
+            examples=[sides.retained_after],
+            start=start,
+            leftover=leftover,
+            free=free,
+            kept=expand_to_parameters(nodes, objective, start),
+            share=counts.clamp(min=1) / len(problem.retained),
+        )
+
+    def residual(self, theta: Parameters) -> Tensor:
+        r"""Return :math:`r(\theta)`, ``[P]``."""
+        gradient = self.objective.gradient(theta, self.edge_index, self.examples)
+        return (ravel(gradient) - self.leftover) * self.free
+
+
+@dataclass(frozen=True)
 class Step:
     """One accepted Newton step: its curvature, damping, how the solve went, and ``‖r‖`` after it."""
 
@@ -68,29 +123,12 @@ class NewtonSearch:
 
     Args:
         method: the hyper-parameters.
-        objective, problem, sides: what is solved.
-        start: the parameters to step from.
-        leftover: :math:`\nabla J(\hat\theta; D, G)`, ``[P]``.
-        free: 1 where a parameter takes part in the residual, 0 in rows of erased nodes, ``[P]``.
-        nodes: the nodes whose rows are unknowns, a bool mask ``[num_nodes]``.
+        system: what is solved.
         report: called with a short text at every product and trial.
     """
 
-    def __init__(
-        self,
-        method: IFRU,
-        objective: Objective,
-        problem: Problem,
-        sides: Sides,
-        start: Parameters,
-        leftover: Tensor,
-        free: Tensor,
-        nodes: Tensor,
-        report: Progress,
-    ) -> None:
-        self.method, self.objective, self.problem, self.sides = method, objective, problem, sides
-        self.start, self.leftover, self.free, self.report = start, leftover, free, report
-        self.kept = expand_to_parameters(nodes, objective, start)
+    def __init__(self, method: IFRU, system: System, report: Progress) -> None:
+        self.method, self.system, self.report = method, system, report
         self.dampings = DAMPINGS if method.damping is None else (method.damping,)
         self.products = 0
 
@@ -103,7 +141,7 @@ class NewtonSearch:
             kinds = ("gauss-newton",)
         metric = self._metric()
         at = _FIRST_DAMPING if self.method.damping is None else 0
-        theta, steps = self.start, list[Step]()
+        theta, steps = self.system.start, list[Step]()
         size = norm(residual)
         complete = _COMPLETE * size
         while len(steps) < self.method.max_steps and size > complete:
@@ -123,17 +161,18 @@ class NewtonSearch:
         return theta, tuple(steps)
 
     def _curvature(self, kind: CurvatureName, theta: Parameters) -> Callable[[Tensor], Tensor]:
-        matrix = CURVATURES[kind](self.objective, theta, self.problem.after, [self.sides.retained_after])
+        system = self.system
+        matrix = CURVATURES[kind](system.objective, theta, system.edge_index, system.examples)
 
         def product(vector: Tensor) -> Tensor:
             self.products += 1
             self.report(f"{kind} product {self.products}")
             try:
-                return matrix(vector * self.kept) * self.kept
+                return matrix(vector * system.kept) * system.kept
             except NotImplementedError as error:
                 first = str(error).strip().partition("\n")[0]
                 raise ObjectiveError(
-                    f"{self.objective.name} has an operation without a second derivative ({first}), so that there is "
+                    f"{system.objective.name} has an operation without a second derivative ({first}), so that there is "
                     "no Newton step; write it with others: an embedding and a sum for EmbeddingBag, squares for cdist."
                 ) from error
 
@@ -141,17 +180,15 @@ class NewtonSearch:
 
     def _metric(self) -> Tensor:
         r"""Return the diagonal :math:`\bar d\, \sqrt{n_v / n}` of the damping, from Hutchinson's estimate, ``[P]``."""
-        theta = self.start
-        counts = self.problem.node_counts(self.objective, self.problem.retained)
-        share = counts.clamp(min=1) / len(self.problem.retained)
-        scale = expand_to_parameters(share.sqrt(), self.objective, theta)
+        theta = self.system.start
+        scale = expand_to_parameters(self.system.share.sqrt(), self.system.objective, theta)
         product = self._curvature("gauss-newton", theta)
         generator = torch.Generator().manual_seed(self.method.seed)
         means = dict[str, float]()
         for name in theta:
             # Probed one parameter at a time: what a small dense one has in common with a large table would drown it.
             block = {n: torch.full_like(t, float(n == name)) for n, t in theta.items()}
-            kept = self.kept * ravel(block)
+            kept = self.system.kept * ravel(block)
             total = 0.0
             for _ in range(self.method.probes):
                 signs = torch.randint(2, scale.shape, generator=generator).to(scale) * 2 - 1
@@ -171,24 +208,25 @@ class NewtonSearch:
     def _step(
         self, kind: CurvatureName, theta: Parameters, residual: Tensor, metric: Tensor, at: int
     ) -> tuple[Step, Parameters, int, Tensor] | None:
-        """Solve for all dampings at once, then walk the ladder from ``at`` towards the smallest residual."""
-        solutions = conjugate_gradient(
+        """Walk the ladder of dampings from ``at`` towards the smallest residual."""
+        space = KrylovSpace(
             self._curvature(kind, theta),
-            -residual * self.kept,
-            shifts=self.dampings,
+            -residual * self.system.kept,
             preconditioner=metric,
             tolerance=self.method.cg_tolerance,
             max_iterations=self.method.cg_iterations,
         )
         tried: dict[int, tuple[float, Parameters, Tensor]] = {}
+        solutions: dict[int, Solution] = {}
 
         def size(index: int) -> float:
             if index not in tried:
+                solutions[index] = space.solve(self.dampings[index])
                 tried[index] = self._try(theta, solutions[index])
                 self.report(f"{kind} damping {self.dampings[index]:g}")
             return tried[index][0]
 
-        best = _walk(size, at, len(solutions), norm(residual))
+        best = _walk(size, at, len(self.dampings), norm(residual))
         if not math.isfinite(size(best)):
             return None
         reached_size, moved, reached = tried[best]
@@ -199,15 +237,14 @@ class NewtonSearch:
     def _try(self, theta: Parameters, solution: Solution) -> tuple[float, Parameters, Tensor]:
         """Return ``‖r‖`` after a solution's step; infinite where the system was not positive definite."""
         if solution.status in (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN):
-            return math.inf, theta, self.leftover
-        delta = unravel(solution.value * self.kept, theta)
+            return math.inf, theta, self.system.leftover
+        delta = unravel(solution.value * self.system.kept, theta)
         # Rows that are no unknowns stay as they are to the bit, signed zeros and all.
         moved = {name: torch.where(delta[name] != 0, theta[name] + delta[name], theta[name]) for name in theta}
         try:
-            gradient = self.objective.gradient(moved, self.problem.after, [self.sides.retained_after])
+            reached = self.system.residual(moved)
         except ObjectiveError:
-            return math.inf, theta, self.leftover
-        reached = (ravel(gradient) - self.leftover) * self.free
+            return math.inf, theta, self.system.leftover
         return norm(reached), moved, reached
 
 

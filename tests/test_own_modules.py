@@ -9,7 +9,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from lightning_ifru import IFRU, IFRUMixin, ObjectiveError, UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
-from lightning_ifru.newton import NewtonSearch
+from lightning_ifru.newton import NewtonSearch, System
 from lightning_ifru.parameters import ravel, unravel
 from lightning_ifru.pruning import expand_to_parameters
 from lightning_ifru.unlearning import Unlearning, evaluation_mode
@@ -83,9 +83,10 @@ def test_the_damping_of_every_parameter_follows_its_own_curvature(trained, loss)
         work = Unlearning.of(model, data, method)
         sides = method.sides(work.objective, work.problem)
         everywhere = torch.ones(work.objective.num_nodes, dtype=torch.bool)
-        parts = work.objective, work.problem, sides, work.parameters
         free = expand_to_parameters(everywhere, work.objective, work.parameters)
-        metric = NewtonSearch(method, *parts, free, free, everywhere, lambda _: None)._metric()
+        ends = {"start": work.parameters, "leftover": free, "free": free, "nodes": everywhere}
+        system = System.of(work.objective, work.problem, sides, **ends)
+        metric = NewtonSearch(method, system, lambda _: None)._metric()
         matrix = GaussNewton(work.objective, work.parameters, work.problem.after, [sides.retained_after])
         names = [name for name, p in work.parameters.items() if p.numel() <= 64]
         assert len(names) == 4

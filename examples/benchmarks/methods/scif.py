@@ -8,7 +8,7 @@ import torch
 from recipes import Scorer, Trained
 
 from lightning_ifru import IFRU, UnlearningRequest
-from lightning_ifru.newton import NewtonSearch, norm
+from lightning_ifru.newton import NewtonSearch, System, norm
 from lightning_ifru.pruning import expand_to_parameters
 from methods.interface import Forgotten
 from methods.staged import Staged
@@ -55,9 +55,8 @@ class DirectInfluence:
         b, target = (vector - influence.spillover for vector in (influence.total, influence.leftover))
         staged.lap("influence")
         sides = self.method.sides(objective, u.problem)
-        search = NewtonSearch(
-            self.method, objective, u.problem, sides, staged.start, target, free, nodes, lambda _: None
-        )
+        system = System.of(objective, u.problem, sides, start=staged.start, leftover=target, free=free, nodes=nodes)
+        search = NewtonSearch(self.method, system, lambda _: None)
         before = norm(b * free)
         stationarity = norm(influence.leftover * free) / before if before else torch.inf
         theta, steps = search.run(-b * free, stationarity) if before else (staged.start, ())

@@ -67,6 +67,23 @@ class Extent:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How far a solve has looked.
+
+    Attributes:
+        path: ``"full"``, over all data, or ``"local"``, around what is forgotten.
+        examples: the examples that the steps were taken on.
+        sampled_rows: rows of which a sample of their examples was looked at; 0 without sampling.
+        left_out: the share of the importance score that nodes found and not solved for have.
+    """
+
+    path: Literal["full", "local"]
+    examples: int
+    sampled_rows: int = 0
+    left_out: float = 0.0
+
+
+@dataclass(frozen=True)
 class Update:
     r"""What the method arrived at.
 
@@ -173,6 +190,7 @@ class IFRU:
     def __post_init__(self) -> None:
         wanted = {
             "curvature": (self.curvature in ("auto", *CURVATURES), "'auto', 'gauss-newton' or 'hessian'"),
+            "locality": (self.locality in ("auto", "full", "local"), "'auto', 'full' or 'local'"),
             "locality": (self.locality in ("auto", "full", "local"), "'auto', 'full' or 'local'"),
             "damping": (
                 self.damping is None or (_is_number(self.damping) and 0 <= self.damping < math.inf),
@@ -287,6 +305,7 @@ class IFRU:
             unknowns=int(nodes.sum()),
             rows_changed=_rows_changed(objective, parameters, theta),
             seconds=seconds,
+            extent=Extent("full", len(sides.retained_after)),
             extent=Extent("full", len(sides.retained_after)),
         )
 

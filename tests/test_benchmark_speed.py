@@ -161,7 +161,7 @@ def test_phases_add_up_to_what_passed(tmp_path):
         assert Path(report.checkpoint).exists()
     phases = {name: value for name, value in found.items() if name != "total"}
     assert sum(phases.values()) == pytest.approx(found["total"])
-    assert {"parse", "around", "setup", "influence", "solve", "apply", "checkpoint"} <= set(phases)
+    assert {"parse", "around", "prepare", "influence", "solve", "check", "apply", "checkpoint"} <= set(phases)
     assert all(value > 0 for value in phases.values())
     assert report.num_forgotten == named
     again, _ = subject.fresh()
@@ -211,7 +211,10 @@ def _row(run, measure, runs, suite="speed", generated=None, factor=1.0, **about)
 @pytest.fixture
 def made():
     """Rows of two runs, of which the earlier must not count, and of one on generated data, which counts less."""
-    users = [{"total": 1.0, "setup": 0.5, "before": 0}, *({"total": t, "setup": 0.01, "before": 1} for t in (0.3, 0.5))]
+    users = [
+        {"total": 1.0, "prepare": 0.5, "before": 0},
+        *({"total": t, "prepare": 0.01, "before": 1} for t in (0.3, 0.5)),
+    ]
     rows = [
         _row("1", "epoch", [{"total": 1000.0}], of=OWN),
         _row("3", "epoch", [{"total": 5000.0}], of=OWN, generated=[1, 1, 1]),

@@ -16,12 +16,13 @@ _TOTAL, _SOLVING, _OWN, _PYG = "#D55E00", "#0072B2", "#000000", "#999999"
 
 def draw_speed(rows: Sequence[Row]) -> Figure:
     """Return seconds against interactions to forget (the latest run of speed) and against those of generated data."""
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _by_request(left, last(rows, "speed"))
     _by_data(right, last(rows, "scaling"))
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", ylabel="seconds")
+        axes.margins(x=0.15)
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -69,6 +70,10 @@ def _by_data(axes: Any, rows: Sequence[Row]) -> None:
             axes.plot(
                 x, y, color=colour, marker=marker, ls="-" if marker else "--", lw=1.5 if marker else 1, label=label
             )
+    if x:
+        axes.set_xscale("log")
+        axes.set_xticks(x, [f"{size:,}" for size in x])
+        axes.minorticks_off()
     title = "Time against dataset size (generated, same mean degree)"
     axes.set(xlabel="training interactions there are", title=title)
     axes.title.set_fontsize(10)
@@ -77,4 +82,4 @@ def _by_data(axes: Any, rows: Sequence[Row]) -> None:
 
 def _legend(axes: Any) -> None:
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -20,9 +20,10 @@ from summary import ordered
 _PHASES = {
     "parse": "reading the request",
     "around": "looking it up, Lightning",
-    "setup": "set-up",
+    "prepare": "set-up",
     "influence": "gradients",
     "solve": "solve",
+    "check": "resetting, checking",
     "apply": "applying",
     "checkpoint": "checkpoint",
 }
@@ -107,7 +108,7 @@ def scaling_table(rows: Sequence[Row]) -> str:
         data = at.rows[0]["data"]
         found = [
             at.request("1 user", ("influence", "solve"), warm=True),
-            at.request("1 user", ("setup",), warm=True),
+            at.request("1 user", ("prepare",), warm=True),
             at.request("1 user", warm=True),
             at.request("1 user", warm=False),
             at.request("1%"),

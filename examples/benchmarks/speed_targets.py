@@ -12,7 +12,7 @@ from rows import Row
 OWN, PYG = "this package", "PyG's example"
 SOLVING = ("influence", "solve")
 #: Phases of forgetting as they follow each other.
-PHASES = ("parse", "around", "setup", *SOLVING, "evaluate", "apply", "checkpoint")
+PHASES = ("parse", "around", "prepare", *SOLVING, "check", "evaluate", "apply", "checkpoint")
 #: What a run may have seconds of.
 TIMED = ("total", *PHASES, "gradient", "build", "product")
 
@@ -142,7 +142,7 @@ def _product(summary: Summary, what: str) -> Line:
 
 def _one_user(summary: Summary, what: str) -> Line:
     limit, most = "at most 0.5%", 0.005
-    warm, setup = (summary.request("1 user", names, warm=True) for names in (("total",), ("setup",)))
+    warm, setup = (summary.request("1 user", names, warm=True) for names in (("total",), ("prepare",)))
     share, own = (over(warm, summary.epoch(of)) for of in (PYG, OWN))
     if share is None:
         return Line(what, limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,26 +47,13 @@ class Subject:
         return module, data
 
 
-class _Trainer(lightning.Trainer):
-    """A trainer that knows how long it took to write its last checkpoint."""
-
-    wrote = 0.0
-
-    def save_checkpoint(self, *arguments: Any, **settings: Any) -> None:
-        since = perf_counter()
-        super().save_checkpoint(*arguments, **settings)
-        self.wrote = perf_counter() - since
-
-
 @contextmanager
-def trainer_for(method: IFRU, evaluate: bool, **settings: Any) -> Iterator[_Trainer]:
+def trainer_for(method: IFRU, evaluate: bool, **settings: Any) -> Iterator[lightning.Trainer]:
     """Give a trainer, by default for one CPU, that writes the unlearned checkpoint into a folder that goes away."""
-    # To be plain once the callback has it.
-    evaluation = {"evaluate": evaluate} if "evaluate" in inspect.signature(IFRUCallback).parameters else {}
     with tempfile.TemporaryDirectory() as folder:
-        yield _Trainer(
+        yield lightning.Trainer(
             accelerator="cpu",
-            callbacks=[IFRUCallback(method, **evaluation)],
+            callbacks=[IFRUCallback(method, evaluate=evaluate)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -77,12 +63,11 @@ def trainer_for(method: IFRU, evaluate: bool, **settings: Any) -> Iterator[_Trai
 
 
 def timed(
-    trainer: _Trainer, module: IFRUMixin, data: InteractionDataModule, path: Path
+    trainer: lightning.Trainer, module: IFRUMixin, data: InteractionDataModule, path: Path
 ) -> tuple[dict[str, float], UnlearningReport]:
     """Forget what a request file names, and return the seconds of each phase and the report.
 
-    ``parse`` is reading the file; what the report has no phase for is ``setup``, up to the gradients and including the
-    check that parameters are finite; ``checkpoint`` the writing; ``around`` is what remains: Lightning's own set-up,
+    Beside the report's phases ``parse`` is reading the file, and ``around`` what remains: Lightning's own set-up,
     looking the request up, and what is needed to undo everything if something fails.
     """
     clock = perf_counter()
@@ -90,10 +75,8 @@ def timed(
     parsed = perf_counter()
     report = trainer.unlearn(data, model=module, request=request)  # type: ignore[attr-defined]
     total = perf_counter() - clock
-    phases = {name: value for name, value in report.seconds.items() if name != "total"}
-    if "setup" not in phases:
-        phases["setup"] = report.seconds["total"] - sum(phases.values())
-    phases |= {"parse": parsed - clock, "checkpoint": trainer.wrote}
+    phases = {**report.seconds, "parse": parsed - clock}
+    del phases["total"]
     return {**phases, "around": total - sum(phases.values()), "total": total}, report
 
 

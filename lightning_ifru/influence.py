@@ -67,23 +67,6 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Extent:
-    """How far a solve has looked.
-
-    Attributes:
-        path: ``"full"``, over all data, or ``"local"``, around what is forgotten.
-        examples: the examples that the steps were taken on.
-        sampled_rows: rows of which a sample of their examples was looked at; 0 without sampling.
-        left_out: the share of the importance score that nodes found and not solved for have.
-    """
-
-    path: Literal["full", "local"]
-    examples: int
-    sampled_rows: int = 0
-    left_out: float = 0.0
-
-
-@dataclass(frozen=True)
 class Update:
     r"""What the method arrived at.
 
@@ -191,7 +174,6 @@ class IFRU:
         wanted = {
             "curvature": (self.curvature in ("auto", *CURVATURES), "'auto', 'gauss-newton' or 'hessian'"),
             "locality": (self.locality in ("auto", "full", "local"), "'auto', 'full' or 'local'"),
-            "locality": (self.locality in ("auto", "full", "local"), "'auto', 'full' or 'local'"),
             "damping": (
                 self.damping is None or (_is_number(self.damping) and 0 <= self.damping < math.inf),
                 "None or a number of at least 0",
@@ -231,15 +213,15 @@ class IFRU:
     def _influence(
         self, objective: Objective, parameters: Parameters, problem: Problem, sides: Sides, start: Parameters
     ) -> Influence:
-        def mean(at: Parameters, edge_index: Tensor, examples: Examples) -> Tensor:
-            return ravel(objective.gradient(at, edge_index, [examples], regularize=False))
+        def mean(at: Parameters, edge_index: Tensor, *examples: Examples) -> Tensor:
+            return ravel(objective.gradient(at, edge_index, examples, regularize=False))
 
         retained = mean(parameters, problem.before, sides.retained)
         # What an item's leaving does to the sampler of negatives acts through the loss: it belongs to the direct part.
         resampled = retained
         if sides.retained_after.negative is not sides.retained.negative:
             resampled = mean(parameters, problem.before, sides.retained_after)
-        forgotten = mean(parameters, problem.before, sides.forgotten) if sides.share else torch.zeros_like(retained)
+        forgotten = mean(parameters, problem.before, *sides.forgotten) if sides.share else torch.zeros_like(retained)
         after = mean(start, problem.after, sides.retained_after)
         zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         omega = [
@@ -305,7 +287,6 @@ class IFRU:
             unknowns=int(nodes.sum()),
             rows_changed=_rows_changed(objective, parameters, theta),
             seconds=seconds,
-            extent=Extent("full", len(sides.retained_after)),
             extent=Extent("full", len(sides.retained_after)),
         )
 

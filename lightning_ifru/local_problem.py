@@ -141,14 +141,18 @@ class LocalProblem:
         self.unknown = locate(self.nodes, chosen)[1] & ~self.erased
         table = warm.embeddings[0]
         self._device = table.device
-        self._here = self.nodes.to(self._device)
-        self.start = table[self._here]
+        self.here = self.nodes.to(self._device)
+        self.start = table[self.here]
         self.start[self.erased.to(self._device)] = departure.fresh.to(table)
         self.graph = LocalGraph(near, self.nodes, warm.degree[self.nodes], departure.rows, table)
+        #: Their numbers of examples that stay.
+        self.counts = near.degrees(self.nodes) - torch.bincount(
+            locate(torch.cat(near.ends(departure.rows)), self.nodes)[0], minlength=len(self.nodes)
+        )
         self.num_before = warm.num_examples
         self.num_after = warm.num_examples - len(departure.rows)
-        self._embeddings = [layer[self._here] for layer in warm.embeddings]
-        self._gradients = [layer[self._here] for layer in warm.gradients]
+        self._embeddings = [layer[self.here] for layer in warm.embeddings]
+        self._gradients = [layer[self.here] for layer in warm.gradients]
         self._left, self._expected = self._departed(budget, generator)
 
         found = Comparisons(
@@ -192,6 +196,17 @@ class LocalProblem:
             gradient = gradient + (moved - self.patch.gradient(self._h, self._summed))[self.at]
         gone = self.erased.to(self._device).unsqueeze(1)
         return embeddings, self.graph.changes(self._gradients, torch.where(gone, -self._gradients[0], gradient))
+
+    def hops(self, most: int) -> Tensor:
+        """Return the nodes' distances from what goes, by edges among them, ``most`` for those further, ``[m]``."""
+        reached = torch.zeros(len(self.nodes), 1).to(self.start)
+        ends = locate(torch.cat(self._warm.near.ends(self._departure.rows)), self.nodes)[0]
+        reached[ends.to(self._device)] = 1.0
+        hops = torch.full((len(self.nodes),), most, device=self._device)
+        for hop in range(most):
+            hops[(reached[:, 0] > 0) & (hops == most)] = hop
+            reached = reached + self.graph.propagate(reached, after=False)
+        return hops
 
     def commit(self, rows: Tensor) -> None:
         """Tell the layers that the nodes' parameters are now ``rows [m, d]`` and that what goes has gone."""

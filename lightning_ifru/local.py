@@ -1,0 +1,125 @@
+r"""Equation (2) on the rows around what is forgotten: the same Newton steps on a system of their own.
+
+The unknowns are the rows of a :class:`~lightning_ifru.local_problem.LocalProblem`; all others are constants, in the
+representations that the examples are compared with and in the encoder. With :math:`J_T` the risk of the examples at
+hand, the steps look for
+
+.. math::  \nabla J_T(\theta) - \nabla J_T(\hat\theta) = b_T
+
+so that the sample of examples bends the step and never moves where it goes: nothing forgotten gives no step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_ifru.graph import LinearMap
+from lightning_ifru.hops import HOPS
+from lightning_ifru.influence import IFRU, Extent, Update
+from lightning_ifru.local_problem import Budget, Departure, LocalProblem
+from lightning_ifru.newton import NewtonSearch, Progress, System, norm
+from lightning_ifru.objective import Objective
+from lightning_ifru.parameters import Parameters
+from lightning_ifru.warm import WarmState
+
+
+class LocalSolve:
+    """A request solved on the rows around it.
+
+    Args:
+        method: the method, with its budgets.
+        warm: the layers of the model; they are not changed before :meth:`commit`.
+        departure: what goes.
+        progress: called with a short text at every product and trial.
+
+    Attributes:
+        update: what the method arrived at.
+
+    Raises:
+        ObjectiveError: the objective is not finite, or without curvature.
+    """
+
+    def __init__(self, method: IFRU, warm: WarmState, departure: Departure, progress: Progress | None = None) -> None:
+        report = progress or (lambda _: None)
+        report("influence")
+        clock = time.perf_counter()
+        budget = Budget(method.max_rows, method.examples_per_row, method.hops)
+        self._warm, self._problem = warm, LocalProblem(warm, departure, budget, method.seed)
+        problem, name = self._problem, warm.model.name
+        b, direct = problem.influence()
+        size = norm(b)
+        stationarity = warm.gradient_norm() / size if size else math.inf
+        seconds = {"influence": time.perf_counter() - clock}
+        clock = time.perf_counter()
+        objective = self._objective()
+        start = {name: problem.start}
+        search = NewtonSearch(method, self._system(objective, start, b), report)
+        theta, steps = search.run(-b.flatten(), stationarity) if size else (start, ())
+        seconds["solve"] = time.perf_counter() - clock
+        self._rows = theta[name]
+        parameters = {name: warm.embeddings[0].index_copy(0, problem.here, self._rows)}
+        self.update = Update(
+            parameters=parameters,
+            direct_norm=norm(direct),
+            spillover_norm=norm(b - direct),
+            residual_before=size,
+            residual_after=steps[-1].residual if steps else size,
+            stationarity=stationarity,
+            by_hop=self._by_hop(b),
+            steps=steps,
+            cg_iterations=search.products,
+            unknowns=int(problem.unknown.sum()),
+            rows_changed=int((self._rows != warm.embeddings[0][problem.here]).any(dim=1).sum()),
+            seconds=seconds,
+            extent=Extent("local", len(problem.examples), problem.capped, 1 - problem.importance),
+        )
+
+    def commit(self) -> None:
+        """Tell the layers that the update has been applied and that what goes has gone."""
+        self._problem.commit(self._rows)
+
+    def _objective(self) -> Objective:
+        problem, warm = self._problem, self._warm
+        name, weights = warm.model.name, warm.model.weights
+
+        def up(x: Tensor) -> Tensor:
+            rows = x.new_zeros(len(problem.h), x.shape[1])
+            return rows.index_copy_(0, problem.at, problem.graph.encode(x, weights, after=True))
+
+        def down(x: Tensor) -> Tensor:
+            return problem.graph.encode(x.index_select(0, problem.at), weights, after=True)
+
+        encoder = LinearMap(up, down, offset=problem.h)
+
+        def encode(parameters: Parameters, _: Tensor) -> Tensor:
+            return encoder(parameters[name] - problem.start)
+
+        return replace(problem.patch.objective, encode=encode, node_parameters={name: "node"})
+
+    def _system(self, objective: Objective, start: Parameters, b: Tensor) -> System:
+        problem = self._problem
+        nothing = torch.empty(2, 0, dtype=torch.long)  # the encoder has a graph of its own
+        (gradient,) = objective.gradient(start, nothing, [problem.examples]).values()
+        unknown = problem.unknown.to(b).unsqueeze(1).expand_as(b).reshape(-1)
+        return System(
+            objective=objective,
+            edge_index=nothing,
+            examples=[problem.examples],
+            start=start,
+            leftover=(gradient + b).flatten(),
+            free=unknown,
+            kept=unknown,
+            share=(problem.counts.clamp(min=1) / problem.num_after).to(b.device),
+        )
+
+    def _by_hop(self, b: Tensor) -> dict[str, float]:
+        hops = self._problem.hops(len(HOPS) - 1)
+        squares = b.square().sum(1, dtype=torch.float64)
+        return {
+            name: float(squares[hops == hop].sum().sqrt()) for hop, name in enumerate(HOPS) if bool((hops == hop).any())
+        }

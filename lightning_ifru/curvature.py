@@ -66,6 +66,7 @@ class Curvature(ABC):
         product = self._encoder_product(tangent, rows)
         for name, tensor in decoder.items():
             product[name] = product[name] + tensor
+        product = self.objective.over_ranks(product)
         for name, tensor in self.objective.penalty_product(self.parameters, tangent, self.examples).items():
             product[name] = product[name] + tensor
         return ravel(product)

@@ -27,6 +27,7 @@ from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.examples import Chunk, Examples, chunks
 from lightning_ifru.losses import Loss
 from lightning_ifru.parameters import Parameters
+from lightning_ifru.ranks import ALONE, Ranks
 from lightning_ifru.weight_decay import l2_penalty
 
 NodeKind = Literal["user", "item", "node"]
@@ -54,6 +55,7 @@ class Objective:
         weight_decay: :math:`\lambda_p` of an L2 penalty :math:`\frac{\lambda_p}{2} \|\theta_p\|^2` for each parameter
             that has one, a part of Ω beside ``regularization``.
         dot_product: whether ``decode`` is the dot product, so that scores can be sparse matrix products.
+        ranks: the processes that divide the examples among them; all of them ask for the same, in the same order.
 
     Example:
         >>> from lightning_ifru.losses import resolve_loss
@@ -80,6 +82,7 @@ class Objective:
     name: str = "the model"
     weight_decay: Mapping[str, float] = field(default_factory=dict)
     dot_product: bool = False
+    ranks: Ranks = ALONE
 
     @property
     def num_nodes(self) -> int:
@@ -87,16 +90,18 @@ class Objective:
         return self.num_users + self.num_items
 
     def decoding(self, examples: Examples) -> Decoding:
-        """Return how ``examples`` are decoded; what it has built for them is kept as long as they live."""
-        if not self.dot_product:
-            return Gathered(self.decode, self.loss, examples, self.num_users, self.chunk_size)
+        """Return how this rank's share of ``examples`` is decoded; what is built for them is kept while they live."""
         known: dict[tuple[object, ...], Decoding] = _decodings.setdefault(examples, {})
-        key = (self.loss, self.num_users, self.num_items)
-        if key not in known:
-            if examples.candidates is None:
-                known[key] = DotProducts(self.loss, examples, self.num_users, self.num_items)
-            else:
-                known[key] = AllCandidates(self.loss, examples, self.num_users, self.chunk_size)
+        key = (self.loss, self.num_users, self.num_items, self.ranks)
+        if self.dot_product and key in known:
+            return known[key]
+        share = examples if self.ranks.size == 1 else examples[self.ranks.share(len(examples))]
+        if not self.dot_product:
+            return Gathered(self.decode, self.loss, share, self.num_users, self.chunk_size)
+        if examples.candidates is None:
+            known[key] = DotProducts(self.loss, share, self.num_users, self.num_items)
+        else:
+            known[key] = AllCandidates(self.loss, share, self.num_users, self.chunk_size)
         return known[key]
 
     def decoder_part(self, parameters: Parameters) -> Parameters:
@@ -157,6 +162,14 @@ class Objective:
                 total[name] += tensor
         return value, gradient, total
 
+    def over_ranks(self, part: Parameters) -> Parameters:
+        """Return the sum over ranks of what each has found in its share.
+
+        The sum of the encoders' pullbacks is the pullback of the sum. But it is the same to the bit on all ranks,
+        whatever an encoder rounds.
+        """
+        return dict(zip(part, self.ranks.sum(*part.values()), strict=True))
+
     def value_and_gradient(
         self,
         parameters: Parameters,
@@ -172,12 +185,12 @@ class Objective:
         h, pullback = vjp(lambda p: self.encode(p, edge_index), parameters)
         risk, rows, decoder = self.decoded(h, self.decoder_part(parameters), examples)
         (gradient,) = pullback(rows)
-        parts = [decoder]
+        gradient = self.over_ranks({name: g + decoder[name] if name in decoder else g for name, g in gradient.items()})
+        (risk,) = self.ranks.sum(risk)
         if regularize:
-            parts.append(self.penalty_gradient(parameters, examples))
+            omega = self.penalty_gradient(parameters, examples)
+            gradient = {name: g + omega[name] if name in omega else g for name, g in gradient.items()}
             risk += self.penalty(parameters, examples)
-        for part in parts:
-            gradient = {name: g + part[name] if name in part else g for name, g in gradient.items()}
         value = float(risk)
         if not math.isfinite(value):
             raise ObjectiveError(

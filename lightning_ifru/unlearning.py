@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -66,6 +66,7 @@ class Unlearning:
         removal, table = data.removal(), data.table
         before = data.graph().to(device)
         objective, parameters = module.objective(before, data.num_users, data.num_items)
+        objective = replace(objective, ranks=ranks)
         _check_batches(module, objective, data)
         if type(module).training_step is not IFRUMixin.training_step:
             _check_training_step(module, data, objective, parameters, before)
@@ -208,28 +209,26 @@ class Unlearning:
         with torch.no_grad():
             before = self._scoring(self.parameters, problem.before)
             after = self._scoring(update.parameters, problem.after)
-            metrics = [
-                evaluate(
-                    *model,
-                    users,
-                    test,
-                    seen,
-                    problem.candidates_after,
-                    self.data.labelled,
-                    self.data.seed,
-                    progress=progress,
-                )
-                for model in (before, after)
-            ]
-            hops = node_hops(self.objective, problem)[:users]
-            loss = self.objective.loss
+            loss, candidates = self.objective.loss, problem.candidates_after
             belief = loss.probabilistic and not loss.needs_negatives
-            return {
-                "metrics_before": metrics[0],
-                "metrics_after": metrics[1],
-                "top_changes": top_changes(before, after, hops, seen, problem.candidates_after, self.method.seed),
-                "score_shift": score_shift(before, after, problem.forgotten, problem.erased, users, belief=belief),
+
+            def metrics(model: Scoring) -> dict[str, float | None]:
+                labelled, seed = self.data.labelled, self.data.seed
+                return evaluate(*model, users, test, seen, candidates, labelled, seed, progress=progress)
+
+            def changes() -> dict[str, list[int]]:
+                hops = node_hops(self.objective, problem)[:users]
+                return top_changes(before, after, hops, seen, candidates, self.method.seed)
+
+            found: dict[str, Callable[[], Any]] = {
+                "metrics_before": lambda: metrics(before),
+                "metrics_after": lambda: metrics(after),
+                "top_changes": changes,
+                "score_shift": lambda: score_shift(
+                    before, after, problem.forgotten, problem.erased, users, belief=belief
+                ),
             }
+            return dict(zip(found, self.ranks.spread([*found.values()]), strict=True))
 
     def _scoring(self, parameters: Parameters, edge_index: Tensor) -> Scoring:
         decoder = self.objective.decoder_part(parameters)

@@ -56,8 +56,7 @@ class LocalGraph:
         )
 
     def _matrix(self, entries: Tensor) -> Tensor:
-        entries = entries.to(self._like.device)
-        return csr_matrix(entries, self._like.new_ones(entries.shape[1]), self._size)
+        return csr_matrix(entries.to(self._like.device), self._like.new_ones(self._size))
 
     def propagate(self, x: Tensor, *, after: bool) -> Tensor:
         """Return the normalised adjacency among the nodes times ``x [m, d]``."""

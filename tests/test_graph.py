@@ -1,4 +1,5 @@
 import gc
+import itertools
 import math
 import weakref
 
@@ -134,6 +135,19 @@ def test_isolated_nodes_receive_and_send_nothing():
     assert not out[alone].any()
     assert out[~alone].any(dim=1).all()
     assert torch.equal(out, propagate(edge_index, x.masked_fill(alone[:, None], 1e6)))
+
+
+@given(st.lists(st.tuples(st.integers(0, USERS - 1), st.integers(0, ITEMS - 1)), max_size=20), st.randoms())
+def test_of_edges_in_any_order_those_that_repeat_add_up_and_columns_ascend(pairs, random):
+    pairs = [*pairs, *pairs[:4]]  # some are there more than once
+    edges = [*((u, USERS + i) for u, i in pairs), *((USERS + i, u) for u, i in pairs)]
+    random.shuffle(edges)
+    edge_index = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
+    found = normalized_adjacency(edge_index, NODES, torch.float64)
+    torch.testing.assert_close(found.to_dense(), oracles.dense_adjacency(edge_index, NODES), rtol=0, atol=1e-14)
+    start, column = found.crow_indices().tolist(), found.col_indices().tolist()
+    rows = [column[a:b] for a, b in itertools.pairwise(start)]
+    assert rows == [sorted({b for a, b in edges if a == node}) for node in range(NODES)]
 
 
 def test_a_graph_without_edges_propagates_zeros():

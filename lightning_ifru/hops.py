@@ -7,9 +7,8 @@ from torch import Tensor
 
 from lightning_ifru.graph import affected_nodes
 from lightning_ifru.objective import Objective
-from lightning_ifru.parameters import Parameters
+from lightning_ifru.parameters import Parameters, unravel
 from lightning_ifru.problem import Problem
-from lightning_ifru.pruning import expand_to_parameters
 
 #: The distances told apart; the last one takes in all that is further, or out of reach.
 HOPS = ("0", "1", "2", "3+")
@@ -45,9 +44,13 @@ def influence_by_hop(b: Tensor, objective: Objective, parameters: Parameters, pr
         problem: what is forgotten.
     """
     hops = node_hops(objective, problem)
-    kinds = expand_to_parameters(hops, objective, parameters, dense=len(HOPS))
-    return {
-        name: float(torch.linalg.vector_norm(b[kinds == kind], dtype=torch.float64))
-        for kind, name in enumerate((*HOPS, "dense"))
-        if bool((kinds == kind).any())
-    }
+    kinds = {"user": hops[: objective.num_users], "item": hops[objective.num_users :], "node": hops}
+    squares, seen = torch.zeros(len(HOPS) + 1, dtype=torch.float64, device=b.device), torch.zeros_like(hops[:0])
+    for name, part in unravel(b, parameters).items():
+        rows = kinds.get(objective.node_parameters.get(name, ""))
+        kind = hops.new_full((1,), len(HOPS)) if rows is None else rows
+        size = torch.linalg.vector_norm(part.reshape(len(kind), -1), dim=1, dtype=torch.float64)
+        squares.index_add_(0, kind, size.square())
+        seen = torch.cat([seen, kind.unique()])
+    norms = squares.sqrt().tolist()
+    return {name: norms[kind] for kind, name in enumerate((*HOPS, "dense")) if kind in seen}

@@ -6,6 +6,7 @@ Training interactions :math:`D`, to forget :math:`F`, to retain :math:`R = D \se
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +19,9 @@ from lightning_ifru.interactions import Interactions
 from lightning_ifru.losses import Loss
 from lightning_ifru.objective import Objective
 from lightning_ifru.presence import batch_presence
+
+#: Pairs of forgotten interactions and candidates, at most: a few times those of the retained and their negatives.
+_EXPECTED = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,18 @@ class Sides:
     Both sides of ``R`` use the same negatives (common random numbers), except where a negative is an item that leaves
     the sampler: those are drawn anew on the side after. ``F`` has the expectation over all items, exactly where the
     loss takes negatives one at a time; for a listwise loss they are dealt into sets of as many as training drew, once.
+    Where these were more than 2^26 pairs, the items are dealt to parts of ``F``, so that each occurs equally often.
 
     Attributes:
         retained, retained_after: ``R`` with the sampler before and after; their ``presence`` is that of ``D`` and of
             ``R`` in training batches.
-        forgotten: ``F``.
+        forgotten: ``F``, in parts.
         share: ``|F| / |D|``.
     """
 
     retained: Examples
     retained_after: Examples
-    forgotten: Examples
+    forgotten: tuple[Examples, ...]
     share: float
 
     @classmethod
@@ -118,7 +123,7 @@ class Sides:
         if not loss.needs_negatives:
             retained = Examples(r.user, r.item, 1 / len(r), target=r.label)
             forgotten = Examples(f.user, f.item, 1 / max(1, len(f)), target=f.label)
-            return cls(retained, retained, forgotten, share)
+            return cls(retained, retained, (forgotten,), share)
         generator = torch.Generator().manual_seed(seed)
         candidates, group, user, item = problem.candidates, 1, r.user, r.item
         if loss.kind == "listwise":
@@ -136,7 +141,7 @@ class Sides:
         return cls(
             retained,
             retained if redraw is draw else replace(retained, negative=redraw),
-            Examples(f.user, f.item, 1 / max(1, len(f)), candidates=candidates, group=group),
+            tuple(_expected(f, candidates, group, generator)),
             share,
         )
 
@@ -145,6 +150,23 @@ def _presence(problem: Problem, objective: Objective, interactions: Interactions
     counts = problem.node_counts(objective, interactions)
     drawn = candidates + objective.num_users if objective.loss.needs_negatives else None
     return batch_presence(counts, len(interactions), problem.batch_size, drawn, problem.num_negatives)
+
+
+def _expected(
+    forgotten: Interactions, candidates: Tensor, group: int, generator: torch.Generator
+) -> Iterator[Examples]:
+    """Give every forgotten interaction the expectation over all candidates, or where there are many an even share."""
+    weight, parts = 1 / max(1, len(forgotten)), -(-len(forgotten) * candidates.numel() // _EXPECTED)
+    parts = min(parts, len(forgotten), candidates.numel() // group)
+    if parts <= 1:
+        yield Examples(forgotten.user, forgotten.item, weight, candidates=candidates, group=group)
+        return
+    rows, items = len(forgotten), candidates.numel() // group
+    some = torch.randperm(rows, generator=generator).to(candidates.device).tensor_split(parts)
+    dealt = torch.randperm(items, generator=generator).to(candidates.device).tensor_split(parts)
+    for index, part in zip(some, dealt, strict=True):
+        negatives = candidates.view(-1, group)[part].flatten()
+        yield Examples(forgotten.user[index], forgotten.item[index], weight, candidates=negatives, group=group)
 
 
 def _deal(candidates: Tensor, group: int, generator: torch.Generator) -> Tensor:

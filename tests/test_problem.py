@@ -72,7 +72,7 @@ def test_a_pointwise_loss_has_its_labels_and_the_same_examples_on_both_sides(los
     problem = WORLD.problem(forget)
     sides = Sides.of(problem, objective(loss), 4, 0)
     assert sides.retained is sides.retained_after
-    for part, data in ((sides.retained, problem.retained), (sides.forgotten, problem.forgotten)):
+    for part, data in ((sides.retained, problem.retained), (sides.forgotten[0], problem.forgotten)):
         assert part.negative is part.candidates is None
         assert part.weight == pytest.approx(1 / len(data))
         assert torch.equal(part.target, data.label)
@@ -135,7 +135,7 @@ def test_negatives_depend_on_the_seed_alone():
 
 def test_the_forgotten_have_every_candidate_exactly():
     problem = IMPLICIT.problem(erasing(IMPLICIT, 3))
-    forgotten = Sides.of(problem, objective("bpr"), 4, 0).forgotten
+    (forgotten,) = Sides.of(problem, objective("bpr"), 4, 0).forgotten
     assert forgotten.negative is forgotten.target is None
     assert torch.equal(forgotten.candidates, problem.candidates)
     assert 3 in forgotten.candidates.tolist(), "what was forgotten had been trained with the erased items as negatives"
@@ -148,7 +148,7 @@ def test_nothing_to_forget_has_a_share_of_zero(loss):
     world = WORLD if loss == "bce" else IMPLICIT
     sides = Sides.of(world.problem(torch.zeros(len(world.data), dtype=torch.bool)), objective(loss), 4, 0)
     assert sides.share == 0.0
-    assert len(sides.forgotten) == 0
+    assert [len(part) for part in sides.forgotten] == [0]
     assert len(sides.retained) == len(world.data)
 
 
@@ -162,8 +162,8 @@ def test_a_listwise_loss_has_whole_sets_and_deals_all_candidates_for_the_forgott
     assert torch.equal(retained.item, r.item.repeat(sets))
     assert retained.weight * len(retained) == pytest.approx(1.0)
     assert torch.equal(retained.negative != after.negative, retained.negative == 3)
-    dealt = sides.forgotten.candidates
-    assert sides.forgotten.group == group
+    dealt = sides.forgotten[0].candidates
+    assert sides.forgotten[0].group == group
     assert dealt.numel() % group == 0
     counts = torch.bincount(dealt, minlength=ITEMS)
     assert (counts[problem.candidates] >= 1).all(), "every candidate once"
@@ -205,3 +205,20 @@ def test_what_the_graph_loses_affects_whatever_its_label():
     problem = replace(problem, interactions=rated.data, forget=gone, before=every[0], after=every[1])
     ends = {int(rated.data.user[0]), USERS + int(rated.data.item[0])}
     assert set(problem.affected(objective("mse"), 0).nonzero().flatten().tolist()) == ends
+
+
+@pytest.mark.parametrize(("loss", "group"), [("bpr", 1), ("sampled_softmax", 4)])
+def test_candidates_are_dealt_evenly_to_parts_of_the_forgotten_where_all_pairs_are_too_many(loss, group, monkeypatch):
+    monkeypatch.setattr("lightning_ifru.problem._EXPECTED", 70)
+    problem = replace(IMPLICIT.problem(IMPLICIT.some(9)), num_negatives=group)
+    parts = Sides.of(problem, objective(loss), group, 0).forgotten
+    assert len(parts) == -(-9 * -(-ITEMS // group) * group // 70) > 3
+    pairs = sorted(pair for part in parts for pair in zip(part.user.tolist(), part.item.tolist(), strict=True))
+    assert pairs == sorted(zip(problem.forgotten.user.tolist(), problem.forgotten.item.tolist(), strict=True))
+    assert {part.weight for part in parts} == {1 / 9}
+    dealt = torch.cat([part.candidates for part in parts])
+    assert set(dealt.tolist()) == set(range(ITEMS))
+    assert len(dealt) == -(-ITEMS // group) * group
+    assert all(part.candidates.numel() % group == 0 for part in parts)
+    again = Sides.of(problem, objective(loss), group, 0).forgotten
+    assert all(torch.equal(one.candidates, two.candidates) for one, two in zip(parts, again, strict=True))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from recipes import Recipe
 from rows import Row, RowFile, key_of, provenance
 from speed_data import Dataset
+from speed_local import local_errors
 from speed_process import Measured, apart
 from speed_ranks import processes
-from speed_targets import ratios
+from speed_targets import OWN, PYG, ratios
 from speed_training import Runs, own_epoch, pyg_epoch, train
 from speed_unlearn import Subject, large_requests, operators, quality, users_in_turn
 
@@ -129,15 +130,11 @@ def _tasks(
     suite: str, subject: Subject, repeats: int, threads: int, process: Callable[..., Measured]
 ) -> Iterator[tuple[Task, Row]]:
     """The measurements of a suite, each with what all of the same model say."""
-    for factor in FACTORS if suite == "scaling" else (1.0,):
-        dataset = subject.dataset.scaled(factor) if suite == "scaling" else subject.dataset
-        mine = Subject(dataset, subject.recipe, subject.steps, subject.folder, subject.method)
+    for factor, mine, tasks in _SUITES[suite](subject, repeats):
         made = process(threads, train, mine.folder, mine.dataset, mine.recipe, mine.steps).runs[0]
+        shape = {name: made[name] for name in ("users", "items", "interactions", "test")}
         about = {
-            "data": {
-                **dataset.described(),
-                **{name: made[name] for name in ("users", "items", "interactions", "test")},
-            },
+            "data": {**mine.dataset.described(), **shape},
             "factor": factor,
             "model": mine.recipe.name,
             "recipe": asdict(mine.recipe),
@@ -145,40 +142,45 @@ def _tasks(
             "trained_seconds": made["total"],
             "method": asdict(mine.method),
         }
-        for task in _SUITES[suite](mine, repeats):
+        for task in tasks:
             yield task, about
 
 
-def _speed(subject: Subject, repeats: int) -> Iterator[Task]:
-    yield _own_epoch(subject, None, repeats)
-    arguments = (subject.dataset, subject.recipe, _STEPS_TIMED, repeats)
-    yield Task({"measure": "epoch", "of": "PyG's example"}, pyg_epoch, arguments)
-    yield Task({"measure": "operators"}, operators, (subject, "1%", repeats))
-    for k in range(repeats):
-        yield _users(subject, k)
-    for size in ("10 users", "100 users", "1%", "5%"):
-        yield _request(subject, size, repeats)
-    yield Task({"measure": "processes", "request": "1%"}, processes, (subject, "1%", repeats))
+#: A size of generated data, a model, and what is measured of it.
+_Part = tuple[float, Subject, list[Task]]
+
+
+def _speed(subject: Subject, repeats: int) -> Iterator[_Part]:
+    tasks = [
+        _own_epoch(subject, None, repeats),
+        Task({"measure": "epoch", "of": PYG}, pyg_epoch, (subject.dataset, subject.recipe, _STEPS_TIMED, repeats)),
+        Task({"measure": "operators"}, operators, (subject, "1%", repeats)),
+        *(_users(subject, k) for k in range(repeats)),
+        *(_request(subject, size, repeats) for size in ("10 users", "100 users", "1%", "5%")),
+        Task({"measure": "processes", "request": "1%"}, processes, (subject, "1%", repeats)),
+        Task({"measure": "local", "request": "1 user"}, local_errors, (subject, _USERS, 0)),
+    ]
     if subject.dataset.test is not None:
-        yield Task({"measure": "quality", "request": "1%"}, quality, (subject, "1%"))
+        tasks.append(Task({"measure": "quality", "request": "1%"}, quality, (subject, "1%")))
+    yield 1.0, subject, tasks
+    factors = replace(subject, recipe=replace(subject.recipe, model="mf"))
+    yield 1.0, factors, [Task({"measure": "local", "request": "1 user"}, local_errors, (factors, _USERS, 0))]
 
 
-def _scaling(subject: Subject, repeats: int) -> Iterator[Task]:
-    yield _own_epoch(subject, _STEPS_TIMED, repeats)
-    for k in range(repeats):
-        yield _users(subject, k)
-    yield _request(subject, "1%", repeats)
+def _scaling(subject: Subject, repeats: int) -> Iterator[_Part]:
+    for factor in FACTORS:
+        mine = replace(subject, dataset=subject.dataset.scaled(factor))
+        users = (_users(mine, k) for k in range(repeats))
+        yield factor, mine, [_own_epoch(mine, _STEPS_TIMED, repeats), *users, _request(mine, "1%", repeats)]
 
 
-def _large(subject: Subject, repeats: int) -> Iterator[Task]:
-    yield _own_epoch(subject, _STEPS_TIMED, repeats)
-    yield _users(subject, 0)
-    yield _request(subject, "0.1%", repeats)
+def _large(subject: Subject, repeats: int) -> Iterator[_Part]:
+    tasks = [_own_epoch(subject, _STEPS_TIMED, repeats), _users(subject, 0), _request(subject, "0.1%", repeats)]
+    yield 1.0, subject, tasks
 
 
 def _own_epoch(subject: Subject, steps: int | None, repeats: int) -> Task:
-    about = {"measure": "epoch", "of": "this package"}
-    return Task(about, own_epoch, (subject.dataset, subject.recipe, steps, repeats))
+    return Task({"measure": "epoch", "of": OWN}, own_epoch, (subject.dataset, subject.recipe, steps, repeats))
 
 
 def _users(subject: Subject, seed: int) -> Task:
@@ -189,7 +191,7 @@ def _request(subject: Subject, size: str, repeats: int) -> Task:
     return Task({"measure": "unlearn", "request": size}, large_requests, (subject, size, repeats))
 
 
-_SUITES: dict[str, Callable[[Subject, int], Iterator[Task]]] = {
+_SUITES: dict[str, Callable[[Subject, int], Iterator[_Part]]] = {
     "speed": _speed,
     "scaling": _scaling,
     "large": _large,

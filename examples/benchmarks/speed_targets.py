@@ -109,6 +109,7 @@ def targets(rows: Sequence[Row]) -> list[Line]:
         _faster(main, f"{on}, 1% of interactions, end to end, against 100 epochs of PyG's example", PYG, 2000),
         _product(main, f"{on}: a curvature product over a full-batch gradient of the risk"),
         _one_user(main, f"{on}, one user, warm, end to end: share of an epoch of PyG's example"),
+        *_local(main, on),
         _memory(main, f"{on}: peak memory over the imported libraries", 2.0),
         *_quality(main, on),
         _scaling(scaling),
@@ -148,6 +149,30 @@ def _one_user(summary: Summary, what: str) -> Line:
         return Line(what, limit)
     beside = f"{warm:.3f} s, of which set-up {setup:.3f} s" + (f"; {own:.1%} of our own epoch" if own else "")
     return _judged(what, limit, f"{share:.2%} ({beside})", share <= most)
+
+
+def _local(summary: Summary, on: str) -> list[Line]:
+    lines = []
+    for model, most in (("MF", 0.35), ("LightGCN-2", 0.45)):
+        runs = [
+            run for row in summary.rows if row["measure"] == "local" and row["model"] == model for run in row["runs"]
+        ]
+        for name, what, limit in (("error", "its relative error", most), ("cosine", "its cosine", 0.9)):
+            text = f"{on}, one user, {model}, change of scores by a local solve against the full one's: {what}"
+            low = name == "error"
+            bound = f"at most {limit:.2f}" if low else f"at least {limit:.2f}"
+            all_, test, near = (
+                middle([run[f"{name}.{part}"] for run in runs if run[f"{name}.{part}"] is not None])
+                for part in ("all", "test", "near")
+            )
+            if all_ is None:
+                lines.append(Line(text, bound))
+                continue
+            parts = "; ".join(
+                f"{of} {value:.3f}" for of, value in (("test pairs", test), ("pairs near", near)) if value
+            )
+            lines.append(_judged(text, bound, f"{all_:.3f} ({parts})", all_ <= limit if low else all_ >= limit))
+    return lines
 
 
 def _memory(summary: Summary, what: str, most: float) -> Line:

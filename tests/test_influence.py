@@ -118,8 +118,8 @@ def test_the_direct_part_is_the_share_times_the_difference_of_means(loss):
     sides = method.sides(objective, problem)
     assert sides.retained is sides.retained_after
     mean = {
-        part: ravel(objective.gradient({"w": w}, problem.before, [getattr(sides, part)]))
-        for part in ("forgotten", "retained")
+        part: ravel(objective.gradient({"w": w}, problem.before, examples))
+        for part, examples in (("forgotten", sides.forgotten), ("retained", [sides.retained]))
     }
     wanted = len(problem.forgotten) / len(world.data) * (mean["forgotten"] - mean["retained"])
     assert wanted.norm() > 1e-4

@@ -264,14 +264,14 @@ class IFRU:
         influence = self._influence(objective, parameters, problem, sides, start)
         free = expand_to_parameters(~problem.erased, objective, parameters)
         b = influence.total * free
-        size = norm(b)
+        size = objective.ranks.first(norm(b))
         seconds = {"influence": time.perf_counter() - clock}
         clock = time.perf_counter()
-        nodes = important_nodes(objective, problem, self.keep_ratio, self.hops) & ~problem.erased
+        nodes = objective.ranks.first(important_nodes(objective, problem, self.keep_ratio, self.hops) & ~problem.erased)
         leftover = influence.leftover
         system = System.of(objective, problem, sides, start=start, leftover=leftover, free=free, nodes=nodes)
         search = NewtonSearch(self, system, report)
-        stationarity = norm(influence.leftover * free) / size if size else math.inf
+        stationarity = objective.ranks.first(norm(influence.leftover * free) / size if size else math.inf)
         theta, steps = search.run(-b, stationarity) if size else (start, ())
         seconds["solve"] = time.perf_counter() - clock
         return Update(

@@ -142,7 +142,7 @@ class NewtonSearch:
         metric = self._metric()
         at = _FIRST_DAMPING if self.method.damping is None else 0
         theta, steps = self.system.start, list[Step]()
-        size = norm(residual)
+        size = self._norm(residual)
         complete = _COMPLETE * size
         while len(steps) < self.method.max_steps and size > complete:
             found = (self._step(kind, theta, residual, metric, at) for kind in kinds)
@@ -193,7 +193,7 @@ class NewtonSearch:
             for _ in range(self.method.probes):
                 signs = torch.randint(2, scale.shape, generator=generator).to(scale) * 2 - 1
                 probe = signs * kept * scale.rsqrt()
-                total += float(torch.dot(probe, product(probe)))
+                total += self.system.objective.ranks.first(float(torch.dot(probe, product(probe))))
             means[name] = total / self.method.probes / max(1.0, float(kept.sum()))
         largest = max(means.values())
         if not largest > 0.0:
@@ -215,6 +215,7 @@ class NewtonSearch:
             preconditioner=metric,
             tolerance=self.method.cg_tolerance,
             max_iterations=self.method.cg_iterations,
+            agree=self.system.objective.ranks.first,
         )
         tried: dict[int, tuple[float, Parameters, Tensor]] = {}
         solutions: dict[int, Solution] = {}
@@ -226,7 +227,7 @@ class NewtonSearch:
                 self.report(f"{kind} damping {self.dampings[index]:g}")
             return tried[index][0]
 
-        best = _walk(size, at, len(self.dampings), norm(residual))
+        best = _walk(size, at, len(self.dampings), self._norm(residual))
         if not math.isfinite(size(best)):
             return None
         reached_size, moved, reached = tried[best]
@@ -245,7 +246,11 @@ class NewtonSearch:
             reached = self.system.residual(moved)
         except ObjectiveError:
             return math.inf, theta, self.system.leftover
-        return norm(reached), moved, reached
+        return self._norm(reached), moved, reached
+
+    def _norm(self, vector: Tensor) -> float:
+        # All ranks decide alike, by the first one's rounding.
+        return self.system.objective.ranks.first(norm(vector))
 
 
 def _walk(size: Callable[[int], float], start: int, length: int, current: float) -> int:

@@ -58,6 +58,8 @@ class KrylovSpace:
         preconditioner: the diagonal ``[P]`` of ``M``, positive; the identity if ``None``.
         tolerance: a shift has converged when its residual is at most ``tolerance`` times that of ``x = 0``.
         max_iterations: products with ``A`` at most.
+        agree: ``scalar -> scalar``, called with every number that decides or scales, where several processes compute
+            alike: gives all of them one of theirs. By default a number stays as it is.
 
     Raises:
         SolverError: shapes that do not fit, values that are not finite, a preconditioner that is not positive.
@@ -78,12 +80,13 @@ class KrylovSpace:
         preconditioner: Tensor | None = None,
         tolerance: float = 1e-5,
         max_iterations: int = 100,
+        agree: Callable[[Tensor], Tensor] = lambda number: number,
     ) -> None:
         _check(rhs, preconditioner)
-        self._operator, self._tolerance, self._most = operator, tolerance, max_iterations
+        self._operator, self._tolerance, self._most, self._agree = operator, tolerance, max_iterations, agree
         self._scale = None if preconditioner is None else preconditioner.rsqrt()
         start = rhs if self._scale is None else rhs * self._scale
-        norm = torch.linalg.vector_norm(start)
+        norm = agree(torch.linalg.vector_norm(start))
         self._norm, self._eps = float(norm), torch.finfo(rhs.dtype).eps
         self._basis = [start / norm] if self._norm else [torch.zeros_like(rhs)]
         self._beta = norm.new_zeros(())
@@ -121,11 +124,11 @@ class KrylovSpace:
         for _ in range(min(at_once, self._most - len(self._rows))):
             v = self._basis[-1]
             w = self._operator(v) if self._scale is None else self._operator(v * self._scale).mul_(self._scale)
-            alpha = torch.dot(v, w)
+            alpha = self._agree(torch.dot(v, w))
             w = torch.addcmul(w, v, alpha, value=-1)
             if len(self._basis) > 1:
                 w.addcmul_(self._basis[-2], self._beta, value=-1)
-            self._beta = torch.linalg.vector_norm(w)
+            self._beta = self._agree(torch.linalg.vector_norm(w))
             self._basis.append(w.div_(self._beta.clamp(min=torch.finfo(w.dtype).tiny)))
             rows += [alpha, self._beta]
         if not rows or (self._rows and self._rows[-1][1] == 0.0):

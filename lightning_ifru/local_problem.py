@@ -213,7 +213,8 @@ class LocalProblem:
         embeddings, gradients = self.changes(rows - self._embeddings[0])
         self._warm.update(
             self.nodes,
-            [old + change for old, change in zip(self._embeddings, embeddings, strict=True)],
+            # The table to the bit, so that it is known again.
+            [rows, *(old + change for old, change in zip(self._embeddings[1:], embeddings[1:], strict=True))],
             [old + change for old, change in zip(self._gradients, gradients, strict=True)],
             self.graph.degree_after,
             self.draws_after,

@@ -24,6 +24,7 @@ from lightning_ifru.comparisons import Comparisons
 from lightning_ifru.examples import Examples
 from lightning_ifru.importance import important_near
 from lightning_ifru.local_graph import LocalGraph, locate
+from lightning_ifru.ranks import ALONE
 from lightning_ifru.warm import LinearModel, WarmState
 
 #: Scores of forgotten examples with candidates at most; where there are more, with a sample of the candidates.
@@ -77,7 +78,8 @@ class Patch:
     def __init__(self, model: LinearModel, nodes: Tensor, num_users: int, device: torch.device) -> None:
         self.nodes, self._offset, self._device = nodes, num_users, device
         users = int((nodes < num_users).sum())
-        self.objective = replace(model.objective, num_users=users, num_items=len(nodes) - users)
+        # Small enough for every rank to have all of it.
+        self.objective = replace(model.objective, num_users=users, num_items=len(nodes) - users, ranks=ALONE)
 
     def at(self, nodes: Tensor) -> Tensor:
         """Return the new numbers of ``nodes``, which are all among those of the patch."""

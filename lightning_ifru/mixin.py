@@ -46,6 +46,9 @@ class IFRUMixin(_Base):
         node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
             ``None``: inferred from the embedding tables, where their sizes leave no doubt.
         message_passing_hops: how many edges away a node's representation reaches; ``None``: found by experiment.
+        layer_weights: of an encoder that is linear in one table :math:`e` of node rows, :math:`\sum_k \alpha_k (D^{-1/2}
+            A D^{-1/2})^k e`, the weights :math:`\alpha_k`; ``None``: it is another one. With them a small request can be
+            solved around what is forgotten.
 
     Source: arXiv 2307.02147; the encoder-decoder form is that of Hamilton, *Graph Representation Learning*, 2020.
     """
@@ -53,6 +56,7 @@ class IFRUMixin(_Base):
     loss: LossSpec = "bpr"
     node_parameters: Mapping[str, NodeKind] | None = None
     message_passing_hops: int | None = None
+    layer_weights: tuple[float, ...] | None = None
     _edges: tuple[Tensor, Tensor] | None = None
     _targets_checked: bool = False
 

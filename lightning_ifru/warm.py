@@ -76,6 +76,7 @@ class WarmState:
         self._check(h, edge_index)
         self.norm = float(torch.linalg.vector_norm(h))
         _, gradient, _ = model.objective.decoded(h, {}, [self._everything()])
+        (gradient,) = model.objective.ranks.sum(gradient)
         self.gradients = self._layers(edge_index, gradient)
         self._parts = self._moments(self.embeddings[0], self.gradients)
 

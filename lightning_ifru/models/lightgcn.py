@@ -59,6 +59,7 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         self.message_passing_hops = num_layers
         self.node_parameters = {"net.embedding.weight": "node"}
         self.net = LightGCNLayer(num_users + num_items, embedding_dim, num_layers)
+        self.layer_weights = tuple(self.net.alpha.tolist())
 
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return the representations ``[num_users + num_items, d]``, equal to ``net.get_embedding(edge_index)``."""

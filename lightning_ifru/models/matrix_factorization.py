@@ -35,6 +35,7 @@ class MatrixFactorization(IFRUMixin, lightning.LightningModule):
     """
 
     message_passing_hops = 0
+    layer_weights = (1.0,)
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ def test_ranking_without_held_out_pairs_is_none(world):
 @pytest.mark.parametrize("block", [2, 256], ids="block={}".format)
 def test_the_lists_are_the_unseen_candidates_in_order_and_then_what_is_left(world, monkeypatch, k, block):
     h, _, seen, candidates = world
-    monkeypatch.setattr(metrics.retrieval, "_USERS", block)
+    monkeypatch.setattr(metrics.retrieval, "_SCORES", block * len(candidates))
     users = [0, 3, 4, 8]
     score = h[:USERS] @ h[USERS:].T
 

@@ -12,8 +12,8 @@ from lightning_ifru.interactions import Interactions
 from lightning_ifru.metrics.checks import check_finite
 from lightning_ifru.metrics.scores import Decoder, block_scores
 
-#: Users ranked at a time.
-_USERS = 256
+#: Scores ranked at a time, so that they stay in a processor's cache: four times as many take twice as long each.
+_SCORES = 1 << 21
 
 
 def top_items(
@@ -54,9 +54,10 @@ def top_items(
     column = torch.full((int(torch.cat([candidates, seen.item]).max()) + 1,), -1, device=candidates.device)
     column[candidates] = torch.arange(len(candidates), device=candidates.device)
     # Sorted by user, a block's interactions are one slice instead of a search through all.
-    seen = seen[seen.user.argsort()]
+    if bool((seen.user[1:] < seen.user[:-1]).any()):
+        seen = seen[seen.user.argsort()]
     lists, done = [], 0
-    for block in users.split(_USERS):
+    for block in users.split(max(1, _SCORES // len(candidates))):
         scores = score(block)
         check_finite(scores=scores)
         known = _of_users(seen, block)
@@ -150,4 +151,5 @@ def ranking(
 def _of_users(interactions: Interactions, users: Tensor) -> Interactions:
     """The slice of interactions sorted by user that lies between the first and the last of sorted ``users``."""
     start, stop = torch.searchsorted(interactions.user, torch.stack([users[0], users[-1] + 1])).tolist()
-    return interactions[torch.arange(start, stop, device=users.device)]
+    columns = (interactions.user, interactions.item, interactions.label)
+    return Interactions(*(column[start:stop] for column in columns))

@@ -49,7 +49,7 @@ def block_scores(decode: Decoder | None, h: Tensor, source: Tensor, destination:
         tensor([[1., 3.]])
     """
     if decode is None:
-        return h[source] @ h[destination].T
+        return h.index_select(0, source) @ h.index_select(0, destination).T
     n, m = len(source), len(destination)
     return pair_scores(decode, h, source.repeat_interleave(m), destination.repeat(n)).view(n, m)
 

@@ -18,13 +18,13 @@ def draw_speed(rows: Sequence[Row]) -> Figure:
     """Return seconds against interactions to forget (the latest run of speed) and against those of generated data."""
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _by_request(left, last(rows, "speed"))
-    _by_data(right, last(rows, "scaling"))
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", ylabel="seconds")
         axes.margins(x=0.15)
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
+    _by_request(left, last(rows, "speed"))
+    _by_data(right, last(rows, "scaling"))
     return figure
 
 
@@ -71,9 +71,8 @@ def _by_data(axes: Any, rows: Sequence[Row]) -> None:
                 x, y, color=colour, marker=marker, ls="-" if marker else "--", lw=1.5 if marker else 1, label=label
             )
     if x:
-        axes.set_xscale("log")
         axes.set_xticks(x, [f"{size:,}" for size in x])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
     title = "Time against dataset size (generated, same mean degree)"
     axes.set(xlabel="training interactions there are", title=title)
     axes.title.set_fontsize(10)

@@ -21,13 +21,14 @@ from torch._dynamo import OptimizedModule
 from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for, warn_of
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
+from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
-from lightning_ifru.setups import check_setup, plainly
-from lightning_ifru.unlearning import Unlearning, evaluation_mode
+from lightning_ifru.setups import check_setup, evaluation_mode, plainly
+from lightning_ifru.unlearning import Unlearning
 
 
 class IFRUCallback(lightning.Callback):
@@ -71,6 +72,7 @@ class IFRUCallback(lightning.Callback):
         self.evaluate = evaluate
         self.ledger: list[dict[str, Any]] = []
         self.report: UnlearningReport | None = None
+        self._states = WarmStates()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger."""
@@ -143,7 +145,7 @@ class IFRUCallback(lightning.Callback):
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
             check_same(ranks, module, data, self.method)
-            unlearning = Unlearning.of(module, data, self.method, ranks)
+            unlearning = Unlearning.of(module, data, self.method, ranks, self._states)
             if dry_run:
                 phases.begin("estimating")
                 return ranks.first(unlearning.preview())

@@ -29,44 +29,51 @@ from lightning_ifru.warm import WarmState
 
 
 class LocalSolve:
-    """A request solved on the rows around it.
+    """A request worked out on the rows around it.
 
     Args:
         method: the method, with its budgets.
         warm: the layers of the model; they are not changed before :meth:`commit`.
         departure: what goes.
-        progress: called with a short text at every product and trial.
 
     Attributes:
-        update: what the method arrived at.
-
-    Raises:
-        ObjectiveError: the objective is not finite, or without curvature.
+        system: what the steps are taken on.
+        seconds: the time of ``influence``.
     """
 
-    def __init__(self, method: IFRU, warm: WarmState, departure: Departure, progress: Progress | None = None) -> None:
-        report = progress or (lambda _: None)
-        report("influence")
+    def __init__(self, method: IFRU, warm: WarmState, departure: Departure) -> None:
         clock = time.perf_counter()
-        budget = Budget(method.max_rows, method.examples_per_row, method.hops)
-        self._warm, self._problem = warm, LocalProblem(warm, departure, budget, method.seed)
-        problem, name = self._problem, warm.model.name
-        b, direct = problem.influence()
+        rows = min(method.max_rows, math.ceil(method.keep_ratio * warm.near.num_nodes))
+        budget = Budget(rows, method.examples_per_row, method.hops)
+        self._method, self._warm = method, warm
+        self._problem = LocalProblem(warm, departure, budget, method.seed)
+        self._influence, self._direct = self._problem.influence()
+        self._rows = self._problem.start
+        self.system = self._described()
+        self.seconds = {"influence": time.perf_counter() - clock}
+
+    def run(self, progress: Progress | None = None) -> Update:
+        """Solve the system.
+
+        Args:
+            progress: called with a short text at every product and trial.
+
+        Raises:
+            ObjectiveError: the objective is not finite, or without curvature.
+        """
+        clock = time.perf_counter()
+        problem, warm, b = self._problem, self._warm, self._influence
         size = norm(b)
         stationarity = warm.gradient_norm() / size if size else math.inf
-        seconds = {"influence": time.perf_counter() - clock}
-        clock = time.perf_counter()
-        objective = self._objective()
-        start = {name: problem.start}
-        search = NewtonSearch(method, self._system(objective, start, b), report)
-        theta, steps = search.run(-b.flatten(), stationarity) if size else (start, ())
-        seconds["solve"] = time.perf_counter() - clock
+        search = NewtonSearch(self._method, self.system, progress or (lambda _: None))
+        theta, steps = search.run(-b.flatten(), stationarity) if size else (self.system.start, ())
+        seconds = {**self.seconds, "solve": time.perf_counter() - clock}
+        name, before = warm.model.name, warm.embeddings[0]
         self._rows = theta[name]
-        parameters = {name: warm.embeddings[0].index_copy(0, problem.here, self._rows)}
-        self.update = Update(
-            parameters=parameters,
-            direct_norm=norm(direct),
-            spillover_norm=norm(b - direct),
+        return Update(
+            parameters={name: before.index_copy(0, problem.here, self._rows)},
+            direct_norm=norm(self._direct),
+            spillover_norm=norm(b - self._direct),
             residual_before=size,
             residual_after=steps[-1].residual if steps else size,
             stationarity=stationarity,
@@ -74,7 +81,7 @@ class LocalSolve:
             steps=steps,
             cg_iterations=search.products,
             unknowns=int(problem.unknown.sum()),
-            rows_changed=int((self._rows != warm.embeddings[0][problem.here]).any(dim=1).sum()),
+            rows_changed=int((self._rows != before[problem.here]).any(dim=1).sum()),
             seconds=seconds,
             extent=Extent("local", len(problem.examples), problem.capped, 1 - problem.importance),
         )
@@ -82,6 +89,23 @@ class LocalSolve:
     def commit(self) -> None:
         """Tell the layers that the update has been applied and that what goes has gone."""
         self._problem.commit(self._rows)
+
+    def _described(self) -> System:
+        problem, b = self._problem, self._influence
+        objective, start = self._objective(), {self._warm.model.name: problem.start}
+        nothing = torch.empty(2, 0, dtype=torch.long)  # the encoder has a graph of its own
+        (gradient,) = objective.gradient(start, nothing, [problem.examples]).values()
+        unknown = problem.unknown.to(b).unsqueeze(1).expand_as(b).reshape(-1)
+        return System(
+            objective=objective,
+            edge_index=nothing,
+            examples=[problem.examples],
+            start=start,
+            leftover=(gradient + b).flatten(),
+            free=unknown,
+            kept=unknown,
+            share=(problem.counts.clamp(min=1) / problem.num_after).to(b.device),
+        )
 
     def _objective(self) -> Objective:
         problem, warm = self._problem, self._warm
@@ -100,22 +124,6 @@ class LocalSolve:
             return encoder(parameters[name] - problem.start)
 
         return replace(problem.patch.objective, encode=encode, node_parameters={name: "node"})
-
-    def _system(self, objective: Objective, start: Parameters, b: Tensor) -> System:
-        problem = self._problem
-        nothing = torch.empty(2, 0, dtype=torch.long)  # the encoder has a graph of its own
-        (gradient,) = objective.gradient(start, nothing, [problem.examples]).values()
-        unknown = problem.unknown.to(b).unsqueeze(1).expand_as(b).reshape(-1)
-        return System(
-            objective=objective,
-            edge_index=nothing,
-            examples=[problem.examples],
-            start=start,
-            leftover=(gradient + b).flatten(),
-            free=unknown,
-            kept=unknown,
-            share=(problem.counts.clamp(min=1) / problem.num_after).to(b.device),
-        )
 
     def _by_hop(self, b: Tensor) -> dict[str, float]:
         hops = self._problem.hops(len(HOPS) - 1)

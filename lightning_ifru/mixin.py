@@ -46,9 +46,9 @@ class IFRUMixin(_Base):
         node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
             ``None``: inferred from the embedding tables, where their sizes leave no doubt.
         message_passing_hops: how many edges away a node's representation reaches; ``None``: found by experiment.
-        layer_weights: of an encoder that is linear in one table :math:`e` of node rows, :math:`\sum_k \alpha_k (D^{-1/2}
-            A D^{-1/2})^k e`, the weights :math:`\alpha_k`; ``None``: it is another one. With them a small request can be
-            solved around what is forgotten.
+        layer_weights: the weights :math:`\alpha_k` of an encoder :math:`\sum_k \alpha_k (D^{-1/2} A D^{-1/2})^k e` that
+            is linear in one table of node rows, so that a small request can be solved around what is forgotten;
+            ``None``: it is another one.
 
     Source: arXiv 2307.02147; the encoder-decoder form is that of Hamilton, *Graph Representation Learning*, 2020.
     """

@@ -37,7 +37,14 @@ class UnlearningReport:
         cg_iterations: products with the curvature in all.
         unknowns: node rows solved for.
         rows_changed: node rows that changed, reset ones included.
-        affected_nodes: nodes whose representation the change of the graph can reach; ``None`` if that is not known.
+        affected_nodes: nodes whose representation the change of the graph can reach; ``None`` if that is not known,
+            and where the solve was local, which does not look at all of the graph.
+        path: ``"full"``: solved over all data, or ``"local"``: around what is forgotten; ``path_reason`` says why.
+            Norms and residuals of a local solve are those on its rows.
+        examples: the examples that the steps were taken on.
+        sampled_rows: of a local solve, rows of which a sample of their examples was looked at.
+        importance_left_out: of a local solve, the share of the importance score that nodes found and not solved for
+            have.
         influence_by_hop: the norm of :math:`b` on the rows of nodes ``"0"``, ``"1"``, ``"2"`` and ``"3+"`` edges of the
             old graph from the ends of what is forgotten (``"3+"`` also where no path leads), and on ``"dense"``
             parameters. Rows of the erased are no part of it.
@@ -47,7 +54,8 @@ class UnlearningReport:
             are left out.
         score_shift: the mean score that forgotten training pairs had before and have after and, where they are of five
             users at least, its distribution, see :func:`~lightning_ifru.effects.score_shift`.
-        seconds: by phase: ``prepare``, ``influence`` and ``solve``, the ``check`` that all is finite, ``evaluate`` if
+        seconds: by phase: ``prepare``, ``warm_up`` (of a local solve, the first in a process looks at all data once),
+            ``influence`` and ``solve``, the ``check`` that all is finite, ``evaluate`` if
             that was asked for, ``apply``, and ``checkpoint`` with the ledger; and their sum ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         dry_run: whether nothing was changed.
@@ -74,6 +82,11 @@ class UnlearningReport:
     unknowns: int = 0
     rows_changed: int = 0
     affected_nodes: int | None = None
+    path: str = "full"
+    path_reason: str = ""
+    examples: int = 0
+    sampled_rows: int = 0
+    importance_left_out: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     influence_by_hop: dict[str, float] = field(default_factory=dict, repr=False)
     top_changes: dict[str, list[int]] = field(default_factory=dict, repr=False)

@@ -28,6 +28,8 @@ def summary(report: UnlearningReport) -> Iterator[tuple[str, str]]:
     yield "users / items erased", f"{report.num_users_erased:,} / {report.num_items_erased:,}"
     if report.affected_nodes is not None:
         yield "nodes the graph's change can reach", f"{report.affected_nodes:,}"
+    if report.path == "local":
+        yield "solved", "around what is forgotten"
     if report.dry_run:
         yield "curvature products, at most", f"{report.expected['products']:,.0f}"
         yield "seconds, at most about", f"{report.expected['seconds']:.1f}"
@@ -38,6 +40,9 @@ def summary(report: UnlearningReport) -> Iterator[tuple[str, str]]:
     yield "training's gradient / influence", short(report.stationarity)
     method = f"{report.steps} × {report.curvature}, damping {short(report.damping)}" if report.steps else "no step"
     yield "steps", method
+    if report.path == "local":
+        yield "rows solved for / examples", f"{report.unknowns:,} / {report.examples:,}"
+        yield "importance left out", f"{report.importance_left_out:.0%}"
     yield "products with the curvature", f"{report.cg_iterations:,}"
     yield "embedding rows changed", f"{report.rows_changed:,}"
     if not report.evaluated:

@@ -58,6 +58,19 @@ def plainly(trainer: lightning.Trainer, module: lightning.LightningModule) -> It
         yield
 
 
+@contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off for a while, with gradients on, and leave every submodule as it was."""
+    training = {name: part.training for name, part in module.named_modules()}
+    try:
+        module.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for name, part in module.named_modules():
+            part.training = training[name]
+
+
 def _check_strategy(trainer: lightning.Trainer) -> None:
     name = type(trainer.strategy).__name__
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):

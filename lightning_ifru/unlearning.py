@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +17,9 @@ from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
 from lightning_ifru.interactions import Interactions
+from lightning_ifru.local import LocalSolve
+from lightning_ifru.local_problem import Departure
+from lightning_ifru.locality import Path, WarmStates
 from lightning_ifru.metrics import evaluate
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
@@ -29,6 +31,7 @@ from lightning_ifru.reach import known_hops
 from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import digest_key
+from lightning_ifru.splits import SPLITS
 from lightning_ifru.training_checks import check_batches, check_training_step
 
 
@@ -41,7 +44,9 @@ class Unlearning:
         data: the data with a staged request.
         method: the method.
         removal: what the request removes.
-        objective, parameters, problem: what is solved.
+        objective, parameters: what is solved.
+        path: whether it is solved over all data.
+        states: what is kept of the model from one request to the next.
         ranks: the processes that share it, all of which are at the same point.
     """
 
@@ -51,35 +56,64 @@ class Unlearning:
     removal: Removal
     objective: Objective
     parameters: Parameters
-    problem: Problem
+    path: Path
+    states: WarmStates
     ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, module: IFRUMixin, data: InteractionDataModule, method: IFRU, ranks: Ranks = ALONE) -> Unlearning:
+    def of(
+        cls,
+        module: IFRUMixin,
+        data: InteractionDataModule,
+        method: IFRU,
+        ranks: Ranks = ALONE,
+        states: WarmStates | None = None,
+    ) -> Unlearning:
         """Work out the staged request of ``data`` against ``module``, on the module's device.
+
+        Args:
+            module: the trained model.
+            data: the data with a staged request.
+            method: the method.
+            ranks: the processes that share it.
+            states: what is kept from one request to the next; by default nothing.
 
         Raises:
             RequestError: nothing is staged, or it cannot be forgotten.
             ObjectiveError: the module cannot be unlearned.
         """
-        device = module.device
-        removal, table = data.removal(), data.table
-        before = data.graph().to(device)
+        removal = data.removal()
+        before = data.graph().to(module.device)
         objective, parameters = module.objective(before, data.num_users, data.num_items)
         objective = replace(objective, ranks=ranks)
         check_batches(module, objective, data)
         if type(module).training_step is not IFRUMixin.training_step:
             check_training_step(module, data, objective, parameters, before)
-        erased = torch.zeros(objective.num_nodes, dtype=torch.bool)
-        erased[removal.users] = True
+        rows = _trained(data, removal)
+        ends = sum(len(column[rows].unique()) for column in (data.table.user, data.table.item))
+        path = Path.of(method, module, objective, data.table, ends)
+        work = cls(module, data, method, removal, objective, parameters, path, states or WarmStates(), ranks)
+        _ = work.reach  # a false declaration is refused before anything is solved
+        return work
+
+    @cached_property
+    def erased(self) -> Tensor:
+        """The nodes without any interaction left, ascending."""
         # A sampler goes on to draw what is held out, so that the negatives act on its row.
-        items = removal.items if data.labelled else removal.withdrawn
-        erased[items + data.num_users] = True
+        items = self.removal.items if self.data.labelled else self.removal.withdrawn
+        return torch.cat([self.removal.users, items + self.data.num_users])
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The request over all data."""
+        device, data, removal = self.module.device, self.data, self.removal
+        erased = torch.zeros(self.objective.num_nodes, dtype=torch.bool)
+        erased[self.erased] = True
         candidates = data.candidates
-        problem = Problem(
+        return Problem(
             interactions=data.train.to(device),
-            forget=removal.rows[table.rows("train")].to(device),
-            before=before,
+            forget=removal.rows[data.table.rows("train")].to(device),
+            before=data.graph().to(device),
             after=data.graph(without=removal).to(device),
             erased=erased.to(device),
             candidates=candidates.to(device),
@@ -87,9 +121,28 @@ class Unlearning:
             num_negatives=data.num_negatives,
             batch_size=data.batch_size,
         )
-        work = cls(module, data, method, removal, objective, parameters, problem, ranks)
-        _ = work.reach  # a false declaration is refused before anything is solved
-        return work
+
+    @cached_property
+    def nearby(self) -> LocalSolve:
+        """The request around what is forgotten.
+
+        Raises:
+            ObjectiveError: the model is none that this can be worked out for.
+        """
+        model, data = self.path.model, self.data
+        assert model is not None  # or the path is the full one
+        table = self.parameters[model.name]
+        warm = self.states.state(
+            model,
+            table,
+            data.table,
+            lambda: data.graph().to(table.device),
+            None if data.labelled else self.method.negatives,
+            self.method.seed,
+        )
+        fresh = self._fresh_rows(model.name, self.erased)
+        departure = Departure(_trained(data, self.removal), self.erased, self.removal.withdrawn, fresh)
+        return LocalSolve(self.method, warm, departure)
 
     @property
     def most(self) -> tuple[int, int]:
@@ -115,11 +168,10 @@ class Unlearning:
     def preview(self) -> UnlearningReport:
         """Return counts, what the graph's change can reach, and the expected cost; nothing is changed."""
         clock = time.perf_counter()
-        sides = self.method.sides(self.objective, self.problem)
-        self.objective.check(self.parameters, self.problem.before, sides.retained)
+        gradient_once = self._gradient()
         for _ in range(2):  # the first also warms up
             since = time.perf_counter()
-            self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
+            gradient_once()
             gradient = time.perf_counter() - since
         products, trials = self.most
         # A curvature product costs about two gradients; each damping tried costs one.
@@ -129,15 +181,31 @@ class Unlearning:
             seconds={"total": time.perf_counter() - clock},
         )
 
+    def _gradient(self) -> Callable[[], object]:
+        """Check the objective, and return a function that takes its gradient once."""
+        if self.path.model is not None:
+            system = self.nearby.system
+            return lambda: system.residual(system.start)
+        sides = self.method.sides(self.objective, self.problem)
+        self.objective.check(self.parameters, self.problem.before, sides.retained)
+        return lambda: self.objective.gradient(self.parameters, self.problem.after, [sides.retained_after])
+
     def solve(self, progress: Progress | None = None) -> Update:
         """Return the corrected parameters.
 
         Raises:
             ObjectiveError: they are not finite.
         """
-        update = self.method.update(
-            self.objective, self.parameters, self.problem, start=self._reset_rows(), progress=progress
-        )
+        if self.path.model is not None:
+            since = time.perf_counter()
+            near = self.nearby
+            warmed = {"warm_up": time.perf_counter() - since - near.seconds["influence"]}
+            update = near.run(progress)
+            update = replace(update, seconds=warmed | update.seconds)
+        else:
+            update = self.method.update(
+                self.objective, self.parameters, self.problem, start=self._reset_rows(), progress=progress
+            )
         for name, tensor in update.parameters.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ObjectiveError(
@@ -173,6 +241,9 @@ class Unlearning:
             unknowns=update.unknowns,
             rows_changed=update.rows_changed,
             influence_by_hop=update.by_hop,
+            examples=update.extent.examples,
+            sampled_rows=update.extent.sampled_rows,
+            importance_left_out=update.extent.left_out,
             seconds=seconds,
             **measured,
         )
@@ -181,23 +252,27 @@ class Unlearning:
             for name, tensor in update.parameters.items():
                 named[name].copy_(tensor)
         self.data.commit(self.removal)
+        if self.path.model is not None:
+            self.nearby.commit()
         self.module.release_graph()
         return self.ranks.first(report)
 
     def _reset_rows(self) -> Parameters:
         """The parameters with fresh rows for erased users and items."""
-        nodes = self.problem.erased.nonzero().flatten().cpu()
-        if not len(nodes):
-            return self.parameters
-        users = self.objective.num_users
+        users, nodes = self.objective.num_users, self.erased
         rows = {"user": nodes[nodes < users], "item": nodes[nodes >= users] - users, "node": nodes}
         start = dict(self.parameters)
         for name, kind in self.objective.node_parameters.items():
             if len(rows[kind]):
                 start[name] = start[name].clone()
-                fresh = self.module.initial_rows(name, rows[kind], seed=self.method.seed)
-                start[name][rows[kind].to(start[name].device)] = fresh.to(start[name])
+                start[name][rows[kind].to(start[name].device)] = self._fresh_rows(name, rows[kind])
         return start
+
+    def _fresh_rows(self, name: str, rows: Tensor) -> Tensor:
+        table = self.parameters[name]
+        if not len(rows):
+            return table[:0]
+        return self.module.initial_rows(name, rows, seed=self.method.seed).to(table)
 
     def _survivors(self, split: str) -> Interactions:
         return self.data.table.select(split, without=self.removal).to(self.module.device)
@@ -241,26 +316,26 @@ class Unlearning:
     def _report(self, **found: Any) -> UnlearningReport:
         request = self.data.pending
         assert request is not None  # the removal was planned from it
-        hops, erased = self.reach, self.problem.erased
+        users = int((self.erased < self.objective.num_users).sum())
         return UnlearningReport(
             digest=request.digest(digest_key()),
-            num_forgotten=int(self.removal.rows.sum()),
+            num_forgotten=len(self.removal.positions),
             forgotten_by_split=dict(self.removal.counts),
-            num_users_erased=int(erased[: self.objective.num_users].sum()),
-            num_items_erased=int(erased[self.objective.num_users :].sum()),
-            affected_nodes=None if hops is None else int(self.problem.affected(self.objective, hops).sum()),
+            num_users_erased=users,
+            num_items_erased=len(self.erased) - users,
+            affected_nodes=self._affected(),
+            path="full" if self.path.model is None else "local",
+            path_reason=self.path.reason,
             **found,
         )
 
+    def _affected(self) -> int | None:
+        """How many nodes' representation the graph's change can reach, unless nobody looks at all of the graph."""
+        if self.path.model is not None or self.reach is None:
+            return None
+        return int(self.problem.affected(self.objective, self.reach).sum())
 
-@contextmanager
-def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off for a while, with gradients on, and leave every submodule as it was."""
-    training = {name: part.training for name, part in module.named_modules()}
-    try:
-        module.eval()
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for name, part in module.named_modules():
-            part.training = training[name]
+
+def _trained(data: InteractionDataModule, removal: Removal) -> Tensor:
+    """The training rows that go, ascending."""
+    return removal.positions[data.table.split[removal.positions] == SPLITS.index("train")]

@@ -61,6 +61,7 @@ class WarmState:
         degree: every node's number of edges, int64 ``[N]``, on the processor.
         num_examples: the number of training interactions.
         drift: a bound of the error that updates have left in the representations, as a share of their norm.
+        origin: what its owner knows it again by.
 
     Raises:
         ObjectiveError: the encoder is not the sum of layers that the model says it is.
@@ -70,12 +71,15 @@ class WarmState:
         self, model: LinearModel, table: Tensor, edge_index: Tensor, near: Neighbours, draws: FrozenDraws | None
     ) -> None:
         self.model, self.near, self.draws, self.drift = model, near, draws, 0.0
+        self.origin: object = None
         self.degree = torch.bincount(edge_index[0], minlength=near.num_nodes).cpu()
         self.embeddings = self._layers(edge_index, table.clone())
         h = model.mean(self.embeddings)
         self._check(h, edge_index)
         self.norm = float(torch.linalg.vector_norm(h))
-        _, gradient, _ = model.objective.decoded(h, {}, [self._everything()])
+        examples = self._everything()
+        model.objective.check({model.name: table}, edge_index, examples)
+        _, gradient, _ = model.objective.decoded(h, {}, [examples])
         (gradient,) = model.objective.ranks.sum(gradient)
         self.gradients = self._layers(edge_index, gradient)
         self._parts = self._moments(self.embeddings[0], self.gradients)

@@ -501,7 +501,8 @@ HYPERPARAMETERS = {
 
 
 def test_the_table_of_hyperparameters_is_complete():
-    assert {field.name for field in fields(IFRU)} == set(HYPERPARAMETERS) == {name for name, *_ in INVALID}
+    budgets = {"locality", "max_rows", "examples_per_row"}  # of local solves, see test_local
+    assert {field.name for field in fields(IFRU)} == set(HYPERPARAMETERS) | budgets == {name for name, *_ in INVALID}
 
 
 def test_the_influence_alone_goes_through_in_chunks_of_the_methods_size():
@@ -537,6 +538,9 @@ INVALID = [
     ("negatives", [0, -1, 2.5, "4"], "an integer of at least 1"),
     ("keep_ratio", ["1", 0.0, 1.1, -1.0, math.nan], "a number above 0 and at most 1"),
     ("hops", [-1, 0.5], "an integer of at least 0"),
+    ("locality", ["near", "", None], "'auto', 'full' or 'local'"),
+    ("max_rows", [-1, 0.5, True], "an integer of at least 0"),
+    ("examples_per_row", [0, -1, 2.5], "an integer of at least 1"),
     ("probes", [0, -1, 0.5], "an integer of at least 1"),
     ("chunk_size", [0, -1, 10.5], "an integer of at least 1"),
     ("seed", [-1, 0.5], "an integer of at least 0"),

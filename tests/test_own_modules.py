@@ -12,7 +12,8 @@ from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.newton import NewtonSearch, System
 from lightning_ifru.parameters import ravel, unravel
 from lightning_ifru.pruning import expand_to_parameters
-from lightning_ifru.unlearning import Unlearning, evaluation_mode
+from lightning_ifru.setups import evaluation_mode
+from lightning_ifru.unlearning import Unlearning
 
 
 class Stack(IFRUMixin, lightning.LightningModule):

@@ -130,7 +130,7 @@ class IFRU:
         max_rows: node rows to solve for locally, beside the ends of what is forgotten.
         examples_per_row: examples to look at for each of them, a sample where it has more; a positive counts once with
             each of its negatives.
-        probes: random probes for the mean curvature :math:`\bar d`.
+        probes: random probes for the mean curvature :math:`\bar d`, at most.
         chunk_size: pairs that go through decoder and loss at a time.
         seed: of the negatives and the probes.
 
@@ -252,8 +252,14 @@ class IFRU:
             progress: called with a short text at every product and trial.
 
         Raises:
+            UnlearningError: a local solve is forced, which takes more than a problem.
             ObjectiveError: the objective is stochastic, not finite, or without curvature.
         """
+        if self.locality == "local":
+            raise UnlearningError(
+                "IFRU.update got locality='local' and looks at all data; wanted 'auto' or 'full': local solves are those "
+                "of Trainer.unlearn, which keeps what they need from one request to the next."
+            )
         start = parameters if start is None else start
         clock = time.perf_counter()
         sides = self.sides(objective, problem)

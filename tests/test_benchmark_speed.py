@@ -322,6 +322,11 @@ def test_the_whole_command_runs(files, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "benchmarks-speed.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_document_has_a_place_for_every_table():
+    page = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert fill(page, []).count("Not run yet.") == len(SECTIONS) - 1  # what is to be reached stands there at any time
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -7,8 +7,7 @@ most of whose time goes into moving memory. The pattern of the pairs is built on
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.nn.functional import pad
 from lightning_ifru.decoding import Bend, Decoding, Gathered
 from lightning_ifru.derivatives import Derivative
 from lightning_ifru.examples import Examples, ranges
+from lightning_ifru.graph import csr_tensor, row_pointers
 from lightning_ifru.losses import Loss
 from lightning_ifru.parameters import Parameters
 
@@ -150,9 +150,9 @@ class _Block:
         # Half the bytes, and a sort in half the time: no block has 2^31 pairs.
         nodes = nodes.reshape(-1).int()
         row = (user - self._first).int()
-        self._pattern = _pointers(row, last + 1 - self._first, columns), nodes
+        self._pattern = row_pointers(row, last + 1 - self._first).int() * columns, nodes
         self._order = nodes.argsort()
-        self._transposed = _pointers(nodes, num_items), row.repeat_interleave(columns)[self._order]
+        self._transposed = row_pointers(nodes, num_items).int(), row.repeat_interleave(columns)[self._order]
         self._size = (last + 1 - self._first, num_items)
         # torch samples no more pairs than a matrix has entries, and the same pair may occur many times.
         self._padding = max(0, -(-len(nodes) // self._size[0]) - num_items)
@@ -162,7 +162,7 @@ class _Block:
         items = right[self._items]
         if self._padding:
             items = pad(items, (0, 0, 0, self._padding))
-        pattern = _csr(*self._pattern, left.new_zeros(self._shape).view(-1), (self._size[0], len(items)))
+        pattern = csr_tensor(*self._pattern, left.new_zeros(self._shape).view(-1), (self._size[0], len(items)))
         sampled = torch.sparse.sampled_addmm(pattern, left[self._users], items.T, beta=0.0)
         return sampled.values().view(self._shape)
 
@@ -172,8 +172,8 @@ class _Block:
         .. math:: \sum_{ui} w_{ui}\, (e_u h_i^\top + e_i h_u^\top)
         """
         values = slope.reshape(-1)
-        out[self._users] += _csr(*self._pattern, values, self._size) @ h[self._items]
-        transposed = _csr(*self._transposed, values.index_select(0, self._order), self._size[::-1])
+        out[self._users] += csr_tensor(*self._pattern, values, self._size) @ h[self._items]
+        transposed = csr_tensor(*self._transposed, values.index_select(0, self._order), self._size[::-1])
         out[self._items] += transposed @ h[self._users]
 
     def risk(self, loss: Loss, scores: Tensor) -> Tensor:
@@ -225,15 +225,3 @@ def _pairwise(block: _Block, loss: Loss, scores: Tensor) -> Callable[[Tensor], T
         return torch.cat([first, (mixed * positive).addcmul_(other, negative)], dim=1)
 
     return product
-
-
-def _pointers(index: Tensor, size: int, each: int = 1) -> Tensor:
-    """Where the entries of each row begin, int32 ``[size + 1]``, if every index stands for ``each`` of them."""
-    counts = torch.bincount(index, minlength=size) * each
-    return pad(counts.cumsum(0), (1, 0)).int()
-
-
-def _csr(pointers: Tensor, columns: Tensor, values: Tensor, size: Sequence[int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(pointers, columns, values, tuple(size), check_invariants=False)

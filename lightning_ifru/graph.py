@@ -76,10 +76,23 @@ def csr_matrix(entries: Tensor, scale: Tensor) -> Tensor:
     values = scale.index_select(0, row) * scale.index_select(0, column)
     if number is not None:
         values *= number
-    start = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=size).cumsum(0)])
+    return csr_tensor(row_pointers(row, size), column, values, (size, size))
+
+
+def row_pointers(row: Tensor, size: int) -> Tensor:
+    """Return where the entries of each of ``size`` rows begin among entries sorted by ``row``, ``[size + 1]``."""
+    return torch.nn.functional.pad(torch.bincount(row, minlength=size).cumsum(0), (1, 0))
+
+
+def csr_tensor(pointers: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a sparse CSR tensor, whose indices take half the memory where there are fewer than 2^31 entries."""
+    if len(columns) < 1 << 31:
+        pointers, columns = pointers.int(), columns.int()
+    if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
+        torch.sparse.check_sparse_tensor_invariants.disable()  # as it is, but torch then does not warn that it is
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(start, column, values, (size, size), check_invariants=False)
+        return torch.sparse_csr_tensor(pointers, columns, values, size, check_invariants=False)
 
 
 def _ascending(key: Tensor) -> Tensor:

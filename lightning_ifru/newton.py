@@ -48,6 +48,8 @@ _FIRST_DAMPING = DAMPINGS.index(0.1)
 _DOWNHILL = 0.98
 #: The largest damping is taken whose residual is worse than the least by at most this share of it and of what it gains.
 _INDIFFERENT = 0.05
+#: Relative standard error at which the mean curvature is known well enough: dampings are factors of three apart.
+_SURE = 0.01
 #: Steps go on while each leaves at most this share of the residual ...
 _WORTHWHILE = 0.95
 #: ... and more than this share of the first one is left.
@@ -189,12 +191,19 @@ class NewtonSearch:
             # Probed one parameter at a time: what a small dense one has in common with a large table would drown it.
             block = {n: torch.full_like(t, float(n == name)) for n, t in theta.items()}
             kept = self.system.kept * ravel(block)
-            total = 0.0
-            for _ in range(self.method.probes):
+            found = torch.zeros(2, dtype=torch.float64, device=kept.device)
+            probed = 0
+            while probed < self.method.probes:
+                probed += 1
                 signs = torch.randint(2, scale.shape, generator=generator).to(scale) * 2 - 1
                 probe = signs * kept * scale.rsqrt()
-                total += self.system.objective.ranks.first(float(torch.dot(probe, product(probe))))
-            means[name] = total / self.method.probes / max(1.0, float(kept.sum()))
+                each = probe * product(probe)
+                found += torch.stack([each.sum(dtype=torch.float64), each.square().sum(dtype=torch.float64)])
+                total, squares = self.system.objective.ranks.first(found).tolist()
+                # A table of many rows is its own sample: the spread of its entries' shares says how sure their sum is.
+                if squares**0.5 <= _SURE * total:
+                    break
+            means[name] = total / probed / max(1.0, float(kept.sum()))
         largest = max(means.values())
         if not largest > 0.0:
             raise ObjectiveError(

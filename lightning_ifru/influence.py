@@ -257,8 +257,8 @@ class IFRU:
         """
         if self.locality == "local":
             raise UnlearningError(
-                "IFRU.update got locality='local' and looks at all data; wanted 'auto' or 'full': local solves are those "
-                "of Trainer.unlearn, which keeps what they need from one request to the next."
+                "IFRU.update got locality='local' and looks at all data; wanted 'auto' or 'full': local solves are "
+                "those of Trainer.unlearn, which keeps what they need from one request to the next."
             )
         start = parameters if start is None else start
         clock = time.perf_counter()

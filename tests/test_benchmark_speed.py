@@ -21,7 +21,7 @@ from speed_process import apart, here
 from speed_ranks import processes
 from speed_tables import SECTIONS, fill
 from speed_tables import main as tabulate
-from speed_targets import OWN, PYG, Summary, last, ratios, seconds, targets
+from speed_targets import OWN, PHASES, PYG, Summary, last, ratios, seconds, targets
 from speed_training import _scaled, own_epoch, pyg_epoch, train
 from speed_unlearn import Subject, timed, trainer_for
 
@@ -162,7 +162,11 @@ def test_phases_add_up_to_what_passed(tmp_path):
         assert Path(report.checkpoint).exists()
     phases = {name: value for name, value in found.items() if name != "total"}
     assert sum(phases.values()) == pytest.approx(found["total"])
-    assert {"parse", "around", "prepare", "influence", "solve", "check", "apply", "checkpoint"} <= set(phases)
+    assert (
+        {"parse", "around", "prepare", "influence", "solve", "check", "apply", "checkpoint"}
+        <= set(phases)
+        <= set(PHASES)
+    )
     assert all(value > 0 for value in phases.values())
     assert report.num_forgotten == named
     again, _ = subject.fresh()

@@ -13,7 +13,7 @@ from pathlib import Path
 import sections
 from rows import Row, read_rows
 from speed_figure import draw_speed
-from speed_targets import OWN, PYG, Summary, last, middle, over, seconds, targets
+from speed_targets import OWN, PYG, SETTING_UP, SOLVING, Summary, last, middle, over, seconds, targets
 from summary import ordered
 
 #: Phases as they follow each other, with what a table calls them.
@@ -21,8 +21,9 @@ _PHASES = {
     "parse": "reading the request",
     "around": "looking it up, Lightning",
     "prepare": "set-up",
+    "warm_up": "what later requests find",
     "influence": "gradients",
-    "solve": "solve",
+    "solve": "steps",
     "check": "resetting, checking",
     "apply": "applying",
     "checkpoint": "checkpoint",
@@ -89,6 +90,7 @@ def request_table(rows: Sequence[Row], suite: str) -> str:
                 [
                     size + {None: "", False: ", first in the process", True: ", later ones"}[warm],
                     f"{middle(seconds(some, ('named',), warm=warm)):.0f}",
+                    " or ".join(ordered(run["path"] for row in some for run in row["runs"])),
                     f"**{total:.3f}**",
                     *(f"{summary.request(size, (phase,), warm=warm):.3f}" for phase in _PHASES),
                     *(f"{middle(seconds(some, (count,), warm=warm)):g}" for count in ("products", "steps")),
@@ -96,7 +98,16 @@ def request_table(rows: Sequence[Row], suite: str) -> str:
                     *("–" if value is None else f"{value:,.0f}" for value in times),
                 ]
             )
-    titles = ["to forget", "interactions", "end to end, s", *_PHASES.values(), "products", "steps", "peak memory, MB"]
+    titles = [
+        "to forget",
+        "interactions",
+        "solve",
+        "end to end, s",
+        *_PHASES.values(),
+        "products",
+        "accepted steps",
+        "peak memory, MB",
+    ]
     return _table([*titles, "times faster than 100 own epochs", "than 100 of PyG's"], cells) if cells else ""
 
 
@@ -107,8 +118,8 @@ def scaling_table(rows: Sequence[Row]) -> str:
         at = Summary(mine).at(factor)
         data = at.rows[0]["data"]
         found = [
-            at.request("1 user", ("influence", "solve"), warm=True),
-            at.request("1 user", ("prepare",), warm=True),
+            at.request("1 user", SOLVING, warm=True),
+            at.request("1 user", SETTING_UP, warm=True),
             at.request("1 user", warm=True),
             at.request("1 user", warm=False),
             at.request("1%"),

@@ -10,9 +10,9 @@ from typing import Any
 from rows import Row
 
 OWN, PYG = "this package", "PyG's example"
-SOLVING = ("influence", "solve")
+SETTING_UP, SOLVING = ("prepare", "warm_up"), ("influence", "solve")
 #: Phases of forgetting as they follow each other.
-PHASES = ("parse", "around", "prepare", *SOLVING, "check", "evaluate", "apply", "checkpoint")
+PHASES = ("parse", "around", *SETTING_UP, *SOLVING, "check", "evaluate", "apply", "checkpoint")
 #: What a run may have seconds of.
 TIMED = ("total", *PHASES, "gradient", "build", "product")
 
@@ -143,7 +143,7 @@ def _product(summary: Summary, what: str) -> Line:
 
 def _one_user(summary: Summary, what: str) -> Line:
     limit, most = "at most 0.5%", 0.005
-    warm, setup = (summary.request("1 user", names, warm=True) for names in (("total",), ("prepare",)))
+    warm, setup = (summary.request("1 user", names, warm=True) for names in (("total",), SETTING_UP))
     share, own = (over(warm, summary.epoch(of)) for of in (PYG, OWN))
     if share is None:
         return Line(what, limit)
@@ -241,7 +241,9 @@ def ratios(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         where = ", ".join(str(row[name]) for name in ("measure", "of", "request") if name in row)
         medians = (
-            f"{name} {middle([run[name] for run in row['runs']]):.3f} s" for name in TIMED if name in row["runs"][0]
+            f"{name} {middle([run.get(name, 0.0) for run in row['runs']]):.3f} s"
+            for name in TIMED
+            if name in row["runs"][0]
         )
         lines.append(f"{row['data']['name']}, {where}: {', '.join(medians)}; peak {row['peak_memory_mb']:.0f} MB")
     return lines

@@ -107,6 +107,9 @@ def _run(seconds: dict[str, float], report: UnlearningReport, named: int) -> dic
     return {
         **seconds,
         "named": named,
+        "path": report.path,
+        "importance_left_out": report.importance_left_out,
+        "examples": report.examples,
         "rows_changed": report.rows_changed,
         "unknowns": report.unknowns,
         "products": report.cg_iterations,

@@ -94,6 +94,24 @@ class Loss:
             return self._losses((positive, negative), positive.shape)
         return self._losses((positive.unsqueeze(1), negative), negative.shape).mean(dim=1)
 
+    def check_negatives(self, scores: Tensor) -> None:
+        """Refuse a pairwise loss in which a negative's loss depends on the others, given scores ``[B, C]``.
+
+        Raises:
+            ObjectiveError: it does.
+        """
+        if self.kind != "pairwise" or scores.shape[1] < 3:
+            return
+        positive, negative = scores[:, :1], scores[:, 1:]
+        together = self._losses((positive, negative), negative.shape)
+        one = (positive.expand_as(negative).reshape(-1, 1), negative.reshape(-1, 1))
+        alone = self._losses(one, one[1].shape).view_as(together)
+        if not torch.allclose(together, alone, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise ObjectiveError(
+                f"the pairwise loss '{self.name}' gives a negative another loss beside others than alone; wanted one "
+                "that takes negatives one at a time: declare it Loss(..., kind='listwise')."
+            )
+
     def check_targets(self, target: Tensor | None) -> None:
         """Refuse targets that the loss has no meaning for.
 

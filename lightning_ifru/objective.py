@@ -32,7 +32,7 @@ from lightning_ifru.weight_decay import l2_penalty
 
 NodeKind = Literal["user", "item", "node"]
 
-_decodings: WeakKeyDictionary[Examples, dict[tuple[object, ...], Decoding]] = WeakKeyDictionary()
+_patterns: WeakKeyDictionary[Examples, dict[tuple[object, ...], DotProducts]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,17 @@ class Objective:
         return self.num_users + self.num_items
 
     def decoding(self, examples: Examples) -> Decoding:
-        """Return how this rank's share of ``examples`` is decoded; what is built for them is kept while they live."""
-        known: dict[tuple[object, ...], Decoding] = _decodings.setdefault(examples, {})
+        """Return how this rank's share of ``examples`` is decoded; patterns built for them are kept while they live."""
+        known: dict[tuple[object, ...], DotProducts] = _patterns.setdefault(examples, {})
         key = (self.loss, self.num_users, self.num_items, self.ranks)
-        if self.dot_product and key in known:
+        if key in known:
             return known[key]
         share = examples if self.ranks.size == 1 else examples[self.ranks.share(len(examples))]
-        if not self.dot_product:
+        if not self.dot_product or share.user.device.type not in ("cpu", "cuda"):  # others lack sparse products
             return Gathered(self.decode, self.loss, share, self.num_users, self.chunk_size)
-        if examples.candidates is None:
-            known[key] = DotProducts(self.loss, share, self.num_users, self.num_items)
-        else:
-            known[key] = AllCandidates(self.loss, share, self.num_users, self.chunk_size)
+        if examples.candidates is not None:
+            return AllCandidates(self.loss, share, self.num_users, self.chunk_size)
+        known[key] = DotProducts(self.loss, share, self.num_users, self.num_items)
         return known[key]
 
     def decoder_part(self, parameters: Parameters) -> Parameters:
@@ -249,6 +248,7 @@ class Objective:
                 f"{float(scores.min()):.3g} to {float(scores.max()):.3g}; wanted a number: check its formula for "
                 "logarithms and divisions, or choose loss='bce' or 'bpr'."
             )
+        self.loss.check_negatives(scores.view(-1, chunk.columns))
         slope_at = grad(lambda s: chunk.risk(self.loss, s))
         slope, curvature = Derivative()(slope_at, (scores,), (_alternating(scores),))
         if not bool(slope.any()) and not bool(curvature.any()):

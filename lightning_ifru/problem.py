@@ -134,7 +134,9 @@ class Sides:
         draw = _draw(problem.candidates, (len(user), negatives), generator)
         redraw = draw
         if problem.candidates_after.numel() < problem.candidates.numel():
-            gone = ~torch.isin(draw, problem.candidates_after)
+            stays = torch.zeros(int(problem.candidates.max()) + 1, dtype=torch.bool, device=draw.device)
+            stays[problem.candidates_after] = True
+            gone = ~stays[draw]
             redraw = draw.clone()
             redraw[gone] = _draw(problem.candidates_after, (int(gone.sum()),), generator)
         retained = Examples(user, item, 1 / len(user), negative=draw)

@@ -139,7 +139,7 @@ CASES = [
 def test_gradient_and_both_curvatures_are_those_of_dense_double_backward(model, loss, graph):
     module, edge_index = build(model, loss), GRAPHS[graph]
     objective, parameters = module.objective(edge_index, USERS, ITEMS, chunk_size=17)
-    objective = replace(objective, regularization=lambda p: DECAY / 2 * ravel(p).square().sum())
+    objective = replace(objective, regularization=lambda p: DECAY / 2 * ravel(p).square().sum(), weight_decay={})
     theta, scores = ravel(parameters), naive_scores(module, edge_index, parameters)
 
     def risk(s):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from lightning_ifru.decoding import Gathered
 from lightning_ifru.dot_products import AllCandidates, DotProducts
 from lightning_ifru.examples import Examples
 from lightning_ifru.losses import Loss, resolve_loss
+from lightning_ifru.objective import Objective
 
 USERS, ITEMS, DIM, N = 7, 5, 3, 40
 GENERATOR = torch.Generator().manual_seed(0)
@@ -100,6 +103,19 @@ def test_the_same_pairs_may_occur_more_often_than_there_are_different_ones(users
         gathered.value_and_gradient(H, {})[:2], products.value_and_gradient(H, {})[:2], strict=True
     ):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-13)
+
+
+def test_patterns_live_as_long_as_their_examples():
+    decoded = {"decode": lambda _, s, t: (s * t).sum(1), "dot_product": True}
+    objective = Objective(lambda p, _: p["w"], loss=resolve_loss("bpr"), regularization=None, num_users=USERS,
+                          num_items=ITEMS, **decoded)  # fmt: skip
+    drawn = Examples(USER, ITEM, 1 / N, negative=NEGATIVE)
+    everything = replace(drawn, negative=None, candidates=torch.arange(ITEMS))
+    assert objective.decoding(drawn) is replace(objective, chunk_size=3).decoding(drawn)
+    kept = [weakref.ref(x) for some in (drawn, everything) for x in (some, objective.decoding(some))]
+    del drawn, everything
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 4
 
 
 def test_no_examples_add_nothing():

@@ -118,3 +118,13 @@ OWN = Loss("own", lambda p, n: (1 - p + n) ** 2, "pairwise")
 def test_a_path_that_cannot_be_imported_is_refused(path):
     with pytest.raises(ObjectiveError, match=r"which cannot be imported \(.*\); wanted the path of a function"):
         resolve_loss(path)
+
+
+def test_a_pairwise_loss_that_looks_at_other_negatives_is_refused():
+    scores = torch.linspace(-1, 1, 12).view(3, 4)
+    jealous = Loss("jealous", lambda p, n: (n - p).exp() / (n - p).exp().sum(1, keepdim=True), "pairwise")
+    with pytest.raises(ObjectiveError, match=r"'jealous' gives a negative another loss beside others.*kind='listwise'"):
+        jealous.check_negatives(scores)
+    jealous.check_negatives(scores[:, :2])
+    for loss in (OWN, *map(resolve_loss, ("bpr", "margin", "sampled_bce", "sampled_softmax", "bce"))):
+        loss.check_negatives(scores)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_ifru.errors import SolverError
-from lightning_ifru.solvers import Status, conjugate_gradient
+from lightning_ifru.solvers import KrylovSpace, Status, conjugate_gradient
 
 
 def spectrum(eigenvalues, seed=0):
@@ -261,3 +261,19 @@ def test_ill_posed_calls_are_refused_with_what_was_got_and_what_is_wanted(name):
     rhs, preconditioner, message = REFUSALS[name]
     with pytest.raises(SolverError, match=message):
         conjugate_gradient(lambda v: v, rhs, preconditioner=preconditioner)
+
+
+def test_a_space_grows_only_as_far_as_a_shift_asks_for():
+    a = torch.diag(torch.logspace(-3, 1, 40, dtype=torch.float64))
+    b = torch.ones(40, dtype=torch.float64)
+    space = KrylovSpace(lambda v: a @ v, b, tolerance=1e-10, max_iterations=200)
+    quick = space.solve(10.0)
+    few = space.products
+    slow = space.solve(0.1)
+    assert 2 < few == quick.iterations < slow.iterations == space.products
+    again = space.solve(10.0)
+    assert space.products == slow.iterations
+    assert torch.equal(again.value, quick.value)
+    for shift, solution in ((10.0, quick), (0.1, slow)):
+        wanted = torch.linalg.solve(a + shift * torch.eye(40, dtype=torch.float64), b)
+        torch.testing.assert_close(solution.value, wanted, rtol=0, atol=1e-8)

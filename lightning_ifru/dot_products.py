@@ -151,7 +151,7 @@ class _Block:
         nodes = nodes.reshape(-1).int()
         row = (user - self._first).int()
         self._pattern = row_pointers(row, last + 1 - self._first).int() * columns, nodes
-        self._order = nodes.argsort()
+        self._order = nodes.argsort().int()
         self._transposed = row_pointers(nodes, num_items).int(), row.repeat_interleave(columns)[self._order]
         self._size = (last + 1 - self._first, num_items)
         # torch samples no more pairs than a matrix has entries, and the same pair may occur many times.

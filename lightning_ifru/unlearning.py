@@ -21,6 +21,7 @@ from lightning_ifru.local import LocalSolve
 from lightning_ifru.local_problem import Departure
 from lightning_ifru.locality import Path, WarmStates
 from lightning_ifru.metrics import evaluate
+from lightning_ifru.metrics.checks import all_finite
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
 from lightning_ifru.objective import Objective
@@ -83,11 +84,14 @@ class Unlearning:
             ObjectiveError: the module cannot be unlearned.
         """
         removal = data.removal()
-        before = data.graph().to(module.device)
+        own_step = type(module).training_step is not IFRUMixin.training_step
+        # To build the graph anew can take longer than one person's erasure, and dot products are not tried on any.
+        tried = own_step or not module.scores_dot_products
+        before = data.graph().to(module.device) if tried else torch.empty(2, 0, dtype=torch.long, device=module.device)
         objective, parameters = module.objective(before, data.num_users, data.num_items)
         objective = replace(objective, ranks=ranks)
         check_batches(module, objective, data)
-        if type(module).training_step is not IFRUMixin.training_step:
+        if own_step:
             check_training_step(module, data, objective, parameters, before)
         rows = _trained(data, removal)
         ends = sum(len(column[rows].unique()) for column in (data.table.user, data.table.item))
@@ -207,7 +211,7 @@ class Unlearning:
                 self.objective, self.parameters, self.problem, start=self._reset_rows(), progress=progress
             )
         for name, tensor in update.parameters.items():
-            if not bool(torch.isfinite(tensor).all()):
+            if not all_finite(tensor):
                 raise ObjectiveError(
                     f"unlearning arrived at values of '{name}' that are not finite; nothing was changed: check the "
                     "model's weights, or force IFRU(curvature='gauss-newton', damping=1.0)."

@@ -21,14 +21,23 @@ def check_finite(**values: Tensor) -> None:
         lightning_ifru.errors.UnlearningError: 1 of 2 values of scores is not finite; measure a model ...
     """
     for name, tensor in values.items():
-        # The extremes are not finite if any value is not; a mask of all values took longer than to compute them.
-        if not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all()):
-            continue
-        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+        if not all_finite(tensor):
+            bad = tensor.numel() - int(tensor.isfinite().sum())
             raise UnlearningError(
                 f"{bad} of {tensor.numel()} values of {name} {'is' if bad == 1 else 'are'} not finite; "
                 "measure a model that has not diverged."
             )
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether every value is finite.
+
+    Example:
+        >>> all_finite(torch.tensor([0.5, 1.0])), all_finite(torch.tensor([0.5, torch.nan]))
+        (True, False)
+    """
+    # The extremes are not finite if any value is not. A mask of all values took longer than to compute the values.
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def alike(**values: Tensor) -> list[Tensor]:

@@ -50,10 +50,10 @@ _DOWNHILL = 0.98
 _INDIFFERENT = 0.05
 #: Relative standard error at which the mean curvature is known well enough: dampings are factors of three apart.
 _SURE = 0.01
-#: Steps go on while each leaves at most this share of the residual ...
+#: A residual is as good as none at this share of the first one ...
+EXACT = 1e-3
+#: ... and steps go on while each leaves at most this share of the last one.
 _WORTHWHILE = 0.95
-#: ... and more than this share of the first one is left.
-_COMPLETE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class System:
         free: 1 where a parameter takes part in the residual, 0 in rows of erased nodes, ``[P]``.
         kept: 1 where a parameter is an unknown, ``[P]``.
         share: the share :math:`n_v / n` of all examples that each node has, ``[num_nodes]``.
+        precision: the share of the first residual that is as good as none.
     """
 
     objective: Objective
@@ -77,6 +78,7 @@ class System:
     free: Tensor
     kept: Tensor
     share: Tensor
+    precision: float = EXACT
 
     @classmethod
     def of(
@@ -145,7 +147,7 @@ class NewtonSearch:
         at = _FIRST_DAMPING if self.method.damping is None else 0
         theta, steps = self.system.start, list[Step]()
         size = self._norm(residual)
-        complete = _COMPLETE * size
+        complete = self.system.precision * size
         while len(steps) < self.method.max_steps and size > complete:
             found = (self._step(kind, theta, residual, metric, at) for kind in kinds)
             trials = [trial for trial in found if trial is not None]

@@ -32,6 +32,8 @@ def important_near(
     Source: arXiv 2307.02147, section 3.3.
     """
     nodes, counts = torch.cat(near.ends(gone)).unique(return_counts=True)
+    if not len(nodes):
+        return nodes, 1.0
     ends, score = nodes, counts / near.degrees(nodes).double()
     for _ in range(hops):
         best = score.topk(min(most + len(ends), len(score))).indices

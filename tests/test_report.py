@@ -121,6 +121,7 @@ def test_scalars_are_the_numbers_and_only_they():
         **{"direct_norm": 0.0123456, "spillover_norm": 0.00456, "residual_before": 0.8, "residual_after": 0.05},
         **{"stationarity": 2.345, "damping": 0.1, "steps": 2, "cg_iterations": 17, "unknowns": 66},
         **{"rows_changed": 4321, "affected_nodes": 987, "items_changed": 17 / 110},
+        **{"examples": 0, "sampled_rows": 0, "importance_left_out": 0},
         **{"influence_by_hop/0": 0.012, "influence_by_hop/1": 0.003, "influence_by_hop/3+": 0.0004},
         **{"influence_by_hop/dense": 0.002, "score_shift/mean_before": 0.75, "score_shift/mean_after": 0.375},
         **{"seconds/influence": 0.5, "seconds/solve": 2.0, "seconds/total": 3.25},

@@ -1,0 +1,58 @@
+"""Negatives that are never stored: as even as can be, and the same forwards and backwards."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_ifru.draws import FrozenDraws
+
+
+def every_slot_of(draws, items):
+    """The slots that each of ``items`` was drawn in, by the walk backwards."""
+    each = torch.arange(draws.per_item).repeat(len(items))
+    slots, place = draws.slots(items.repeat_interleave(draws.per_item), each)
+    return [sorted(slots[place // draws.per_item == k].tolist()) for k in range(len(items))]
+
+
+@given(
+    num_rows=st.integers(1, 60),
+    per_row=st.integers(1, 4),
+    barred=st.lists(st.booleans(), min_size=1, max_size=40),
+    seed=st.integers(0, 5),
+)
+def test_the_walk_backwards_finds_exactly_the_slots_that_drew_an_item(num_rows, per_row, barred, seed):
+    candidates = ~torch.tensor([*barred, False])  # one candidate at least
+    draws = FrozenDraws(candidates, num_rows, per_row, seed)
+    drawn = draws.items(torch.arange(num_rows))
+    assert drawn.shape == (num_rows, per_row) and bool(candidates[drawn].all())
+    items = candidates.nonzero().flatten()
+    wanted = [(drawn.flatten() == item).nonzero().flatten().tolist() for item in items]
+    assert every_slot_of(draws, items) == wanted
+
+
+@given(rows=st.lists(st.integers(0, 49), min_size=1, max_size=8), gone=st.sets(st.integers(0, 19), max_size=15))
+def test_what_a_row_draws_depends_on_nothing_else_and_changes_only_with_what_it_had_drawn(rows, gone):
+    draws = FrozenDraws(torch.ones(20, dtype=torch.bool), 50, 3, seed=1)
+    before = draws.items(torch.arange(50))
+    assert torch.equal(draws.items(torch.tensor(rows)), before[torch.tensor(rows)])
+    left = torch.tensor(sorted(gone), dtype=torch.long)
+    after = draws.without(left).items(torch.arange(50))
+    hit = torch.isin(before, left)
+    assert torch.equal(after[~hit], before[~hit]) and not torch.isin(after, left).any()
+    assert torch.equal(draws.items(torch.arange(50)), before)
+
+
+@pytest.mark.parametrize(("num_rows", "num_items"), [(3000, 100), (100, 3000), (1024, 1024)])
+def test_items_are_drawn_evenly_and_rows_independently(num_rows, num_items):
+    draws = FrozenDraws(torch.ones(num_items, dtype=torch.bool), num_rows, 4, seed=2)
+    drawn = draws.items(torch.arange(num_rows))
+    counts = drawn.flatten().bincount(minlength=num_items)
+    if num_rows * 4 % num_items == 0:
+        assert int(counts.min()) == int(counts.max())
+    # Uniform: the mean of n numbers below M is M / 2 within a few times M / sqrt(12 n).
+    centred = drawn.double() / num_items - 0.5
+    assert abs(float(centred.mean())) < 4 / (12 * drawn.numel()) ** 0.5
+    for lag in (centred[1:, 0] * centred[:-1, 0], centred[:, 0] * centred[:, 1]):
+        assert abs(float(lag.mean())) < 4 / 12 / len(lag) ** 0.5
+    assert not torch.equal(drawn, FrozenDraws(draws.candidates, num_rows, 4, seed=3).items(torch.arange(num_rows)))

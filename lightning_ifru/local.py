@@ -27,7 +27,7 @@ from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.warm import WarmState
 
-#: A residual is as good as none at this share of the first where hubs are sampled: the influence itself is that far off.
+#: A residual is as good as none at this share of the first where hubs are sampled: the influence is as far off.
 SAMPLED = 0.02
 
 

@@ -524,7 +524,7 @@ def test_a_printed_config_can_be_given_back(folder, command):
     assert code == 0
     (folder / "printed.yaml").write_text(printed)
     assert run(command, "--config", "printed.yaml", "--print-config")[1] == printed
-    assert yaml.safe_load(printed)["ifru"] == {"method": None, "request": None}
+    assert yaml.safe_load(printed)["ifru"] == {"method": None, "request": None, "evaluate": True}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

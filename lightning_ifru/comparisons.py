@@ -49,8 +49,8 @@ class Comparisons:
         of_rows = near.lengths(nodes) * each
         lengths = of_rows
         if draws is not None:
-            drawable = draws.candidates[(nodes - near.num_users).clamp(min=0)] & (nodes >= near.num_users)
-            lengths = of_rows + drawable * draws.per_item
+            items = (nodes - near.num_users).clamp(min=0)
+            lengths = of_rows + draws.lengths(items) * (nodes >= near.num_users)
         self._share = (most / lengths.clamp(min=1).double()).clamp(max=1.0)
         self.capped = int((lengths > most).sum())
         which, place = some_places(lengths, most, generator)

@@ -24,6 +24,7 @@ from lightning_ifru.comparisons import Comparisons
 from lightning_ifru.examples import Examples
 from lightning_ifru.importance import important_near
 from lightning_ifru.local_graph import LocalGraph, locate
+from lightning_ifru.neighbours import every_place
 from lightning_ifru.ranks import ALONE
 from lightning_ifru.warm import LinearModel, WarmState
 
@@ -247,7 +248,7 @@ class LocalProblem:
             gone = patch.examples(user, item, 1.0, near.table.label[rows])
             gradient = patch.gradient(self._rows(patch.nodes), gone)[patch.at(self.nodes)]
             return -gradient, torch.zeros_like(gradient)
-        candidates = draws.candidates.nonzero().flatten()
+        candidates = draws.candidates
         some = max(1, budget.expected // max(1, len(rows)))
         if some < len(candidates):
             candidates = candidates[torch.randperm(len(candidates), generator=generator)[:some]]
@@ -269,8 +270,8 @@ class LocalProblem:
         """The slots of what stays that had drawn an item which has left the candidates."""
         draws, items = self._warm.draws, self._departure.withdrawn
         assert draws is not None
-        each = torch.arange(draws.per_item).repeat(len(items))
-        slots, _ = draws.slots(items.repeat_interleave(draws.per_item), each)
+        which, place = every_place(draws.lengths(items))
+        slots, _ = draws.slots(items[which], place)
         rows = slots // draws.per_row
         return slots[self._warm.near.trained(rows) & ~locate(rows, self._departure.rows)[1]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_ifru.draws import FrozenDraws
@@ -123,9 +122,9 @@ class WarmStates:
             self._state = None  # not two at a time
             draws = None
             if negatives is not None:
-                candidates = torch.zeros(len(interactions.items), dtype=torch.bool)
-                candidates[interactions.candidates] = True
-                draws = FrozenDraws(candidates, len(interactions), negatives, seed)
+                draws = FrozenDraws(
+                    interactions.candidates, len(interactions.items), len(interactions), negatives, seed
+                )
             state = WarmState(model, table, graph(), Neighbours(interactions), draws)
             state.origin = wanted
         state.model = model

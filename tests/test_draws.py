@@ -6,46 +6,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_ifru.draws import FrozenDraws
+from lightning_ifru.neighbours import every_place
 
 
 def every_slot_of(draws, items):
     """The slots that each of ``items`` was drawn in, by the walk backwards."""
-    each = torch.arange(draws.per_item).repeat(len(items))
-    slots, place = draws.slots(items.repeat_interleave(draws.per_item), each)
-    return [sorted(slots[place // draws.per_item == k].tolist()) for k in range(len(items))]
+    which, place = every_place(draws.lengths(items))
+    slots, index = draws.slots(items[which], place)
+    return [sorted(slots[which[index] == k].tolist()) for k in range(len(items))]
 
 
 @given(
     num_rows=st.integers(1, 60),
     per_row=st.integers(1, 4),
-    barred=st.lists(st.booleans(), min_size=1, max_size=40),
+    never=st.lists(st.booleans(), min_size=1, max_size=40),
+    leaving=st.lists(st.integers(0, 40), max_size=5),
     seed=st.integers(0, 5),
 )
-def test_the_walk_backwards_finds_exactly_the_slots_that_drew_an_item(num_rows, per_row, barred, seed):
-    candidates = ~torch.tensor([*barred, False])  # one candidate at least
-    draws = FrozenDraws(candidates, num_rows, per_row, seed)
+def test_the_walk_backwards_finds_exactly_the_slots_that_drew_an_item(num_rows, per_row, never, leaving, seed):
+    items = torch.arange(len(never) + 1)
+    candidates = items[~torch.tensor([*never, False])]  # one candidate at least
+    draws = FrozenDraws(candidates, len(items), num_rows, per_row, seed)
+    for item in leaving:  # one after the other, as requests come
+        if item in draws.candidates and len(draws.candidates) > 1:
+            draws = draws.without(torch.tensor([item]))
     drawn = draws.items(torch.arange(num_rows))
-    assert drawn.shape == (num_rows, per_row) and bool(candidates[drawn].all())
-    items = candidates.nonzero().flatten()
+    assert drawn.shape == (num_rows, per_row)
+    assert bool(torch.isin(drawn, draws.candidates).all())
+    assert set(draws.candidates.tolist()) >= set(candidates.tolist()) - set(leaving)
     wanted = [(drawn.flatten() == item).nonzero().flatten().tolist() for item in items]
     assert every_slot_of(draws, items) == wanted
 
 
 @given(rows=st.lists(st.integers(0, 49), min_size=1, max_size=8), gone=st.sets(st.integers(0, 19), max_size=15))
 def test_what_a_row_draws_depends_on_nothing_else_and_changes_only_with_what_it_had_drawn(rows, gone):
-    draws = FrozenDraws(torch.ones(20, dtype=torch.bool), 50, 3, seed=1)
+    draws = FrozenDraws(torch.arange(20), 20, 50, 3, seed=1)
     before = draws.items(torch.arange(50))
     assert torch.equal(draws.items(torch.tensor(rows)), before[torch.tensor(rows)])
     left = torch.tensor(sorted(gone), dtype=torch.long)
     after = draws.without(left).items(torch.arange(50))
     hit = torch.isin(before, left)
-    assert torch.equal(after[~hit], before[~hit]) and not torch.isin(after, left).any()
+    assert torch.equal(after[~hit], before[~hit])
+    assert not torch.isin(after, left).any()
     assert torch.equal(draws.items(torch.arange(50)), before)
 
 
 @pytest.mark.parametrize(("num_rows", "num_items"), [(3000, 100), (100, 3000), (1024, 1024)])
 def test_items_are_drawn_evenly_and_rows_independently(num_rows, num_items):
-    draws = FrozenDraws(torch.ones(num_items, dtype=torch.bool), num_rows, 4, seed=2)
+    draws = FrozenDraws(torch.arange(num_items), num_items, num_rows, 4, seed=2)
     drawn = draws.items(torch.arange(num_rows))
     counts = drawn.flatten().bincount(minlength=num_items)
     if num_rows * 4 % num_items == 0:
@@ -55,4 +63,6 @@ def test_items_are_drawn_evenly_and_rows_independently(num_rows, num_items):
     assert abs(float(centred.mean())) < 4 / (12 * drawn.numel()) ** 0.5
     for lag in (centred[1:, 0] * centred[:-1, 0], centred[:, 0] * centred[:, 1]):
         assert abs(float(lag.mean())) < 4 / 12 / len(lag) ** 0.5
-    assert not torch.equal(drawn, FrozenDraws(draws.candidates, num_rows, 4, seed=3).items(torch.arange(num_rows)))
+    assert not torch.equal(
+        drawn, FrozenDraws(torch.arange(num_items), num_items, num_rows, 4, seed=3).items(torch.arange(num_rows))
+    )

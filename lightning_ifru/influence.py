@@ -25,6 +25,7 @@ from torch import Tensor
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.examples import Examples
 from lightning_ifru.hops import influence_by_hop
+from lightning_ifru.memory import check_memory, demand
 from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, System, norm
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel
@@ -252,7 +253,7 @@ class IFRU:
             progress: called with a short text at every product and trial.
 
         Raises:
-            UnlearningError: a local solve is forced, which takes more than a problem.
+            UnlearningError: a local solve is forced, which takes more than a problem; or memory will not suffice.
             ObjectiveError: the objective is stochastic, not finite, or without curvature.
         """
         if self.locality == "local":
@@ -262,8 +263,11 @@ class IFRU:
             )
         start = parameters if start is None else start
         clock = time.perf_counter()
-        sides = self.sides(objective, problem)
         objective = replace(objective, chunk_size=self.chunk_size)
+        negatives = max(self.negatives, problem.num_negatives) if objective.loss.needs_negatives else 0
+        wanted = demand(objective, parameters, int((~problem.forget).sum()), negatives, self.cg_iterations)
+        check_memory(wanted, objective, problem.forget.device)
+        sides = self.sides(objective, problem)
         objective.check(parameters, problem.before, sides.retained)
         report = progress or (lambda _: None)
         report("influence")

@@ -228,22 +228,26 @@ class NewtonSearch:
             max_iterations=self.method.cg_iterations,
             agree=self.system.objective.ranks.first,
         )
-        tried: dict[int, tuple[float, Parameters, Tensor]] = {}
-        solutions: dict[int, Solution] = {}
+        sizes: dict[int, float] = {}
+        tried: dict[int, tuple[Solution, Parameters, Tensor]] = {}
 
         def size(index: int) -> float:
-            if index not in tried:
-                solutions[index] = space.solve(self.dampings[index])
-                tried[index] = self._try(theta, solutions[index])
+            if index not in sizes:
+                solution = space.solve(self.dampings[index])
+                sizes[index], moved, reached = self._try(theta, solution)
+                tried[index] = solution, moved, reached
                 self.report(f"{kind} damping {self.dampings[index]:g}")
-            return tried[index][0]
+                # What is worse than indifferent is not taken, and its vectors are let go of.
+                most = (1 + 2 * _INDIFFERENT) * min(sizes.values())
+                for other in [other for other in tried if sizes[other] > most]:
+                    del tried[other]
+            return sizes[index]
 
         best = _walk(size, at, len(self.dampings), self._norm(residual))
         if not math.isfinite(size(best)):
             return None
-        reached_size, moved, reached = tried[best]
-        solution = solutions[best]
-        step = Step(kind, self.dampings[best], solution.status, solution.iterations, reached_size)
+        solution, moved, reached = tried[best]
+        step = Step(kind, self.dampings[best], solution.status, solution.iterations, sizes[best])
         return step, moved, best, reached
 
     def _try(self, theta: Parameters, solution: Solution) -> tuple[float, Parameters, Tensor]:

@@ -11,6 +11,7 @@ so that each rank then has the whole, to the bit. What is decided by comparing n
 from __future__ import annotations
 
 import hashlib
+import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,10 @@ class Ranks:
         everybody = self._gather(mine)
         done = {number: result for results in everybody for number, result in results.items()}
         return [done[number] for number in range(len(jobs))]
+
+    def on_this_machine(self) -> int:
+        """Return how many ranks there are on the machine that this one is on."""
+        return self._gather(platform.node()).count(platform.node())
 
     def meet(self, error: BaseException | None = None) -> None:
         """Wait for all ranks; if some come with an ``error``, raise on those that come without."""

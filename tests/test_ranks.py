@@ -18,23 +18,28 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """What two processes have written, started once for all tests: most of it is the time of their imports."""
+    """A folder with a checkpoint of every model."""
     folder = tmp_path_factory.mktemp("ranks")
     for name, (_, loss, _, _) in SOLVED.items():
         trainer, model = trainer_in(folder / "one", 1, max_epochs=12), built(name)
         trainer.fit(model, datamodule=data_for(loss))
         trainer.save_checkpoint(folder / f"{name}.ckpt")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, Path(__file__).with_name("two_ranks.py"), folder], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
     return folder
+
+
+def launched(folder, accelerator):
+    """Return what each of two processes has found."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = Path(__file__).with_name("two_ranks.py")
+    done = subprocess.run([*launch, script, folder, accelerator], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / accelerator / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.fixture(scope="session")
 def ranks(folder):
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    """What two processes have found, started once for all tests: most of it is the time of their imports."""
+    return launched(folder, "cpu")
 
 
 @given(st.integers(0, 50), st.integers(1, 7))
@@ -51,10 +56,17 @@ def test_what_is_exchanged(ranks):
         assert (whole, doubles.tolist(), doubles.dtype) == (3, [1.0], torch.float64)
         number, tensor, thing = found["first"]
         assert (number, tensor.tolist(), thing) == (0.1, [0, 1, 2, 3], {"rank": 0})
+        assert found["mask"].tolist() == [False, False, False, True]
         assert found["spread"] == [(0, 0), (1, 1), (2, 0)]
         assert all("different things (rank 1 than rank 0)" in error for error in found["errors"][:2])
     assert ranks[0]["exchanges"]["errors"][2] == "rank 1 of 2 has failed, and so all end (KeyError: 'mine')."
     assert ranks[1]["exchanges"]["errors"][2] == "'mine'"
+
+
+def assert_equal_to_rounding(found, alone):
+    for parameter, wanted in alone["weights"].items():
+        assert wanted.dtype == torch.float64
+        torch.testing.assert_close(found["weights"][parameter].cpu(), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SOLVED)
@@ -63,10 +75,8 @@ def test_two_processes_arrive_where_one_does(folder, ranks, tmp_path, name):
     alone = unlearned(name, tmp_path, folder / f"{name}.ckpt")
     first, second = (found[name] for found in ranks)
     assert json.loads(alone["report"])["steps"] > 0
-    for parameter, wanted in alone["weights"].items():
-        assert wanted.dtype == torch.float64
-        assert torch.equal(first["weights"][parameter], second["weights"][parameter])
-        torch.testing.assert_close(first["weights"][parameter], wanted, rtol=0, atol=1e-6)
+    assert all(torch.equal(tensor, second["weights"][parameter]) for parameter, tensor in first["weights"].items())
+    assert_equal_to_rounding(first, alone)
     assert max(float((w - trained[n]).abs().max()) for n, w in alone["weights"].items()) > 1e-3
     assert first["left"] == second["left"] == alone["left"]
 
@@ -77,7 +87,7 @@ def test_report_ledger_and_checkpoint_are_one(folder, ranks, name):
     assert first["report"] == second["report"]
     assert first["ledger"] == second["ledger"]
     assert len(first["ledger"]) == 1
-    assert [str(path) for path in (folder / name).rglob("*") if path.is_file()] == [first["checkpoint"]]
+    assert [str(path) for path in (folder / "cpu" / name).rglob("*") if path.is_file()] == [first["checkpoint"]]
     written = torch.load(first["checkpoint"], weights_only=False)
     assert written["callbacks"]["IFRUCallback"]["ledger"] == first["ledger"]
     for parameter, tensor in written["state_dict"].items():
@@ -114,3 +124,19 @@ def test_what_goes_wrong_on_one_rank_ends_all_and_moves_nothing(folder, ranks, n
         assert found[name]["rows"] == 0
         assert not found[name]["pending"]
     assert not [path for path in (folder / name).rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SOLVED)
+def test_a_gpu_arrives_where_the_processor_does(folder, tmp_path, name):
+    found = unlearned(name, tmp_path / "gpu", folder / f"{name}.ckpt", accelerator="gpu")
+    assert_equal_to_rounding(found, unlearned(name, tmp_path / "cpu", folder / f"{name}.ckpt"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_arrive_where_one_processor_does(folder, tmp_path):
+    ranks = launched(folder, "gpu")
+    for name in SOLVED:
+        alone = unlearned(name, tmp_path / name, folder / f"{name}.ckpt")
+        for found in ranks:
+            assert_equal_to_rounding(found[name], alone)

@@ -1,5 +1,6 @@
-"""What each of two processes finds; ``torchrun --nproc_per_node=2 tests/two_ranks.py folder`` writes it down."""
+"""What each of two processes finds; ``torchrun --nproc_per_node=2 tests/two_ranks.py folder cpu`` writes it down."""
 
+import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -16,13 +17,21 @@ from lightning_ifru.objective import Objective
 from lightning_ifru.ranks import Ranks
 
 USERS, ITEMS = 24, 16
-METHOD = IFRU(max_steps=2, cg_iterations=8)
+METHOD = IFRU(max_steps=2, cg_iterations=8, locality="full")
+QUIET = {
+    "accelerator": "cpu",
+    "max_epochs": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 #: Model, loss, settings of the method, what is forgotten beside an erased user.
 SOLVED = {
     "mf-bce": (MatrixFactorization, "bce", {}, {}),
     "lightgcn-bpr": (LightGCN, "bpr", {}, {}),
     "lightgcn-bpr-hessian-pruned": (LightGCN, "bpr", {"curvature": "hessian", "keep_ratio": 0.5}, {"items": ["i3"]}),
     "neumf-bce": (NeuMF, "bce", {}, {}),
+    "lightgcn-bpr-local": (LightGCN, "bpr", {"locality": "local", "max_rows": 12}, {}),
 }
 
 
@@ -57,20 +66,20 @@ def request(name="mf-bce", **more):
 def trainer_in(folder, devices=2, method=METHOD, **changes):
     callback = changes.pop("callback", None) or IFRUCallback(method)
     return lightning.Trainer(
-        accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         precision="64-true",
         default_root_dir=folder,
         callbacks=[callback],
-        **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1} | changes,
+        **QUIET | changes,
     )
 
 
-def unlearned(name, folder, trained, devices=1):
+def unlearned(name, folder, trained, devices=1, accelerator="cpu"):
     """Unlearn one of the cases from the checkpoint of its training, and return all that came of it."""
     _, loss, settings, _ = SOLVED[name]
-    trainer, model, data = trainer_in(folder, devices, IFRU(**vars(METHOD) | settings)), built(name), data_for(loss)
+    trainer = trainer_in(folder, devices, IFRU(**vars(METHOD) | settings), accelerator=accelerator)
+    model, data = built(name), data_for(loss)
     report = trainer.unlearn(data, model=model, request=request(name), ckpt_path=trained)
     (callback,) = (each for each in trainer.callbacks if isinstance(each, IFRUCallback))
     return {
@@ -183,14 +192,15 @@ def at_the_end_of_a_fit(folder):
     return {"weights": model.state_dict(), "ledger": callback.ledger, "left": len(data.train)}
 
 
-def exchanges():
+def exchanges(device):
     """What the exchanges themselves give."""
     ranks = Ranks.world()
-    mine = torch.arange(4.0) + ranks.rank
+    mine = torch.arange(4.0, device=device) + ranks.rank
     found = {
-        "sum": ranks.sum(mine.view(2, 2), torch.tensor(ranks.rank + 1), mine[:1].double()),
+        "sum": ranks.sum(mine.view(2, 2), torch.tensor(ranks.rank + 1, device=device), mine[:1].double()),
         "first": [ranks.first(0.1 + ranks.rank), ranks.first(mine), ranks.first({"rank": ranks.rank})],
         "spread": ranks.spread([lambda n=n: (n, ranks.rank) for n in range(3)]),
+        "mask": ranks.first(mine > 2),
         "errors": [],
     }
     ranks.check_equal({"things": [torch.ones(2), "same"]})
@@ -210,19 +220,22 @@ def exchanges():
     return found
 
 
-def main(folder):
+def main(folder, accelerator):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
-    found = {"exchanges": exchanges()}
+    if accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if accelerator == "gpu" else "gloo")
+    rank, found = distributed.get_rank(), {}
     for name in SOLVED:
-        found[name] = unlearned(name, folder / name, folder / f"{name}.ckpt", devices=2)
-    found |= failures(folder, rank)
-    found["fit"] = at_the_end_of_a_fit(folder / "fit")
-    torch.save(found, folder / f"{rank}.pt")
+        found[name] = unlearned(name, folder / accelerator / name, folder / f"{name}.ckpt", 2, accelerator)
+    found["exchanges"] = exchanges(torch.device("cuda" if accelerator == "gpu" else "cpu"))
+    if accelerator == "cpu":
+        found |= failures(folder, rank)
+        found["fit"] = at_the_end_of_a_fit(folder / "fit")
+    torch.save(found, folder / accelerator / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -10,10 +10,8 @@ exact multiplication by the Hessian*, 1994.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.func import vjp
 
@@ -23,7 +21,7 @@ from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel, unravel
 
 
-class Curvature(ABC):
+class Curvature:
     """A symmetric matrix ``C [P, P]`` of the risk at ``parameters``, given as a product.
 
     Args:
@@ -54,15 +52,16 @@ class Curvature(ABC):
     def __call__(self, vector: Tensor) -> Tensor:
         """Multiply ``vector [P]``."""
         tangent = unravel(vector, self.parameters)
-        _, h_tangent = self._derivative(self._encode, (self.parameters,), (tangent,))
+        if self.objective.linear:  # forward mode would also encode the parameters, whose h is known
+            h_tangent = self._encode(tangent)
+        else:
+            _, h_tangent = self._derivative(self._encode, (self.parameters,), (tangent,))
         decoder_tangent = {name: tangent[name] for name in self._decoder}
-        rows = torch.zeros_like(self._h)
-        decoder = {name: torch.zeros_like(tensor) for name, tensor in self._decoder.items()}
-        for bend in self._bends:
-            part, of_decoder = bend(h_tangent, decoder_tangent)
-            rows += part
-            for name, tensor in of_decoder.items():
-                decoder[name] += tensor
+        found = [bend(h_tangent, decoder_tangent) for bend in self._bends]
+        rows, decoder = found[0]
+        for part, of_decoder in found[1:]:
+            rows = rows.add_(part)
+            decoder = {name: tensor + of_decoder[name] for name, tensor in decoder.items()}
         product = self._encoder_product(tangent, rows)
         for name, tensor in decoder.items():
             product[name] = product[name] + tensor
@@ -74,9 +73,10 @@ class Curvature(ABC):
     def _encode(self, parameters: Parameters) -> Tensor:
         return self.objective.encode(parameters, self.edge_index)
 
-    @abstractmethod
     def _encoder_product(self, tangent: Parameters, rows: Tensor) -> Parameters:
         """Carry a product in the node rows back to the parameters."""
+        (encoder,) = self._pullback(rows)
+        return dict(encoder)
 
 
 class GaussNewton(Curvature):
@@ -86,10 +86,6 @@ class GaussNewton(Curvature):
     """
 
     _exact = False
-
-    def _encoder_product(self, tangent: Parameters, rows: Tensor) -> Parameters:
-        (encoder,) = self._pullback(rows)
-        return dict(encoder)
 
 
 class Hessian(Curvature):
@@ -101,9 +97,12 @@ class Hessian(Curvature):
         self, objective: Objective, parameters: Parameters, edge_index: Tensor, examples: Sequence[Examples]
     ) -> None:
         super().__init__(objective, parameters, edge_index, examples)
-        _, self._slope, _ = objective.decoded(self._h, self._decoder, examples)
+        self._slope = None if objective.linear else objective.decoded(self._h, self._decoder, examples)[1]
 
     def _encoder_product(self, tangent: Parameters, rows: Tensor) -> Parameters:
+        if self._slope is None:  # an encoder that does not bend
+            return super()._encoder_product(tangent, rows)
+
         def pull(parameters: Parameters, slope: Tensor) -> Parameters:
             return vjp(self._encode, parameters)[1](slope)[0]
 

@@ -172,9 +172,10 @@ class _Block:
         .. math:: \sum_{ui} w_{ui}\, (e_u h_i^\top + e_i h_u^\top)
         """
         values = slope.reshape(-1)
-        out[self._users] += csr_tensor(*self._pattern, values, self._size) @ h[self._items]
+        # In place: a product of its own would be written, and then read again to be added.
+        out[self._users].addmm_(csr_tensor(*self._pattern, values, self._size), h[self._items])
         transposed = csr_tensor(*self._transposed, values.index_select(0, self._order), self._size[::-1])
-        out[self._items] += transposed @ h[self._users]
+        out[self._items].addmm_(transposed, h[self._users])
 
     def risk(self, loss: Loss, scores: Tensor) -> Tensor:
         """Return the block's share of the risk, a scalar, from its scores."""

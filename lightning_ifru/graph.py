@@ -7,7 +7,7 @@ with both directions of every edge.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,31 @@ def propagate(edge_index: Tensor, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)  # there is no sparse product in half precision
         with torch.autocast(x.device.type, enabled=False):
             return (normalized_adjacency(edge_index, x.shape[0], dtype) @ x.to(dtype)).to(x.dtype)
+
+    return LinearMap(product, product)(x)
+
+
+def layer_sum(edge_index: Tensor, x: Tensor, weights: Sequence[float]) -> Tensor:
+    r"""Return :math:`\sum_k w_k\, (D^{-1/2} A D^{-1/2})^k\, x` for node rows ``x [N, d]``, a linear map of any order.
+
+    It equals the weighted sum of repeated :func:`propagate` and holds two layers at a time whatever their number, since
+    :math:`w_0 x + \hat A (w_1 x + \hat A (w_2 x + \dots))` adds each layer within its product.
+
+    Example:
+        >>> layer_sum(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1.0], [2.0]]), [1.0, 10.0])
+        tensor([[21.],
+                [12.]])
+    """
+
+    def product(x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.to(dtype)
+            total = weights[-1] * rows
+            for weight in reversed(weights[:-1]):
+                adjacency = normalized_adjacency(edge_index, x.shape[0], dtype)
+                total = torch.addmm(rows, adjacency, total, beta=weight)
+            return total.to(x.dtype)
 
     return LinearMap(product, product)(x)
 

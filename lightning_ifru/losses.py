@@ -5,10 +5,11 @@ Nothing is known of a loss but this function: its gradient and its second deriva
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +178,17 @@ def resolve_loss(loss: LossSpec) -> Loss:
             f"got loss={loss!r}; wanted one of {sorted(_LOSSES)}, a Loss, or a callable (scores, targets) or its path."
         )
     return _LOSSES[loss]
+
+
+def takes_two(function: Callable[..., Any]) -> bool:
+    """Return whether a function in the body of a class is one of scores and targets, and no method."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    # A method whose targets have a default would do with two, too.
+    return next(iter(signature.parameters)) != "self"
 
 
 def _imported(path: str) -> LossSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.examples import Chunk, Examples
-from lightning_ifru.losses import Loss, LossSpec, resolve_loss
+from lightning_ifru.losses import Loss, LossSpec, resolve_loss, takes_two
 from lightning_ifru.node_rows import node_kinds
 from lightning_ifru.objective import NodeKind, Objective, check_rows
 from lightning_ifru.parameters import Parameters
@@ -108,7 +108,7 @@ class IFRUMixin(_Base):
         A method ``loss(self, scores, targets)`` is taken as one, and so is a module assigned to ``self.loss``.
         """
         declared: Any = inspect.getattr_static(self, "loss")
-        if isinstance(declared, FunctionType) and _takes_two(declared):
+        if isinstance(declared, FunctionType) and takes_two(declared):
             return resolve_loss(declared)
         # A class attribute hides a submodule of the same name from attribute access.
         return resolve_loss(self._modules.get("loss") or self.loss)
@@ -252,6 +252,7 @@ class IFRUMixin(_Base):
                 name=type(self).__name__,
                 weight_decay=decays,
                 dot_product=self.scores_dot_products,
+                linear=self.layer_weights is not None,
             ),
             parameters,
         )
@@ -344,13 +345,3 @@ class IFRUMixin(_Base):
     def penalizes_nodes(self) -> bool:
         """Whether :meth:`node_regularization` is the module's own."""
         return type(self).node_regularization is not IFRUMixin.node_regularization
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    signature = inspect.signature(function)
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        return False
-    # A method whose targets have a default would do with two, too.
-    return next(iter(signature.parameters)) != "self"

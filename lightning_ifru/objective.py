@@ -55,6 +55,7 @@ class Objective:
         weight_decay: :math:`\lambda_p` of an L2 penalty :math:`\frac{\lambda_p}{2} \|\theta_p\|^2` for each parameter
             that has one, a part of Ω beside ``regularization``.
         dot_product: whether ``decode`` is the dot product, so that scores can be sparse matrix products.
+        linear: whether ``encode`` is linear in the parameters, and thus its own derivative.
         ranks: the processes that divide the examples among them; all of them ask for the same, in the same order.
 
     Example:
@@ -82,6 +83,7 @@ class Objective:
     name: str = "the model"
     weight_decay: Mapping[str, float] = field(default_factory=dict)
     dot_product: bool = False
+    linear: bool = False
     ranks: Ranks = ALONE
 
     @property
@@ -150,15 +152,11 @@ class Objective:
         self, h: Tensor, decoder: Parameters, examples: Sequence[Examples]
     ) -> tuple[Tensor, Tensor, Parameters]:
         """Return the data's part of the risk (float64) and its gradients in ``h [N, d]`` and in the decoder."""
-        value = torch.zeros((), dtype=torch.float64, device=h.device)
-        gradient = torch.zeros_like(h)
-        total = {name: torch.zeros_like(tensor) for name, tensor in decoder.items()}
-        for part in examples:
-            risk, rows, of_decoder = self.decoding(part).value_and_gradient(h, decoder)
-            value += risk
-            gradient += rows
-            for name, tensor in of_decoder.items():
-                total[name] += tensor
+        found = [self.decoding(part).value_and_gradient(h, decoder) for part in examples]
+        value, gradient, total = found[0]
+        for risk, rows, of_decoder in found[1:]:
+            value, gradient = value + risk, gradient.add_(rows)
+            total = {name: tensor + of_decoder[name] for name, tensor in total.items()}
         return value, gradient, total
 
     def over_ranks(self, part: Parameters) -> Parameters:
@@ -213,8 +211,9 @@ class Objective:
 
         Raises:
             ObjectiveError: encoder, decoder, loss or penalty is stochastic (dropout), encoder or decoder returns the
-                wrong shape, the scores do not depend on the parameters, or the loss has no meaning for the targets, is
-                not finite, or has no curvature (hinge), so that the Newton system would be Ω alone.
+                wrong shape, the encoder is said to be linear and is not, the scores do not depend on the parameters, or
+                the loss has no meaning for the targets, is not finite, or has no curvature (hinge), so that the Newton
+                system would be Ω alone.
         """
         self.loss.check_targets(examples.target)
         chunk = next(chunks(examples, self.num_users, self.chunk_size))
@@ -239,7 +238,9 @@ class Objective:
                     f"{part} of {self.name} gave two different answers to the same input; influence functions need a "
                     "deterministic objective: call model.eval(), or switch off dropout and sampling inside of it."
                 )
-        _, scores, risk, _ = first
+        h, scores, risk, _ = first
+        if self.linear:
+            self._check_linear(parameters, edge_index, h)
         if not torch.isfinite(scores).all():
             return  # the objective itself is not finite, which its value says
         if not torch.isfinite(risk):
@@ -267,6 +268,18 @@ class Objective:
         h = self.encode(parameters, edge_index)
         check_rows(h, self.name, self.num_users, self.num_items)
         return h
+
+    def _check_linear(self, parameters: Parameters, edge_index: Tensor, h: Tensor) -> None:
+        """Refuse an encoder, ``h [N, d]`` at the parameters, whose answer to a sum is not the sum of its answers."""
+        others = {name: tensor.flip(0) for name, tensor in parameters.items()}
+        both = {name: tensor + others[name] for name, tensor in parameters.items()}
+        with torch.no_grad():
+            wanted, got = h + self.encode(others, edge_index), self.encode(both, edge_index)
+        if not torch.allclose(got, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max())):
+            raise ObjectiveError(
+                f"{self.name} declares layer_weights and its encode is not linear in its parameters; wanted the sum of "
+                "these multiples of one table, propagated once, twice and so on: correct it, or declare none."
+            )
 
     def _check_dependence(self, parameters: Parameters, edge_index: Tensor, chunk: Chunk) -> None:
         """Refuse scores on which no parameter has an influence: detached ones, or a stack of dead units."""

@@ -15,6 +15,7 @@ from lightning_ifru.graph import (
     Importance,
     affected_nodes,
     bipartite_edge_index,
+    layer_sum,
     normalized_adjacency,
     propagate,
 )
@@ -259,3 +260,22 @@ def test_importance_of_isolated_nodes_is_zero():
     alone = isolated(edge_index, NODES)
     assert alone.any()
     assert not Importance(2)(edge_index, torch.ones(NODES))[alone].any()
+
+
+@pytest.mark.parametrize("weights", [[0.5], [0.5, -1.0], [0.0, 2.0, 0.25, 1.0]])
+def test_a_layer_sum_is_the_weighted_sum_of_repeated_propagations(weights):
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randint(6, (2, 20), generator=generator)
+    edges = bipartite_edge_index(pairs[0], pairs[1], 8)
+    x, tangent = (torch.randn(14, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    wanted, layer = weights[0] * x, x
+    for weight in weights[1:]:
+        layer = propagate(edges, layer)
+        wanted = wanted + weight * layer
+    assert wanted.norm() > 1
+    torch.testing.assert_close(layer_sum(edges, x, weights), wanted, rtol=0, atol=1e-13)
+    image, derivative = torch.func.jvp(lambda x: layer_sum(edges, x, weights), (x,), (tangent,))
+    torch.testing.assert_close(image, wanted, rtol=0, atol=1e-13)
+    torch.testing.assert_close(derivative, layer_sum(edges, tangent, weights), rtol=0, atol=1e-13)
+    (pulled,) = torch.func.vjp(lambda x: layer_sum(edges, x, weights), x)[1](tangent)
+    torch.testing.assert_close((pulled * x).sum(), (tangent * wanted).sum(), rtol=1e-12, atol=0)

@@ -272,6 +272,7 @@ def check(loss="mse", **changes):
 @pytest.mark.parametrize("loss", ["bce", "bpr", "mse", huber], ids=str)
 def test_a_proper_objective_passes_the_check(loss):
     check(loss)
+    check(loss, linear=True)
 
 
 def hinge(scores, targets):
@@ -299,6 +300,14 @@ REFUSED = {
     "a decoder that keeps the dimension": (
         {"decode": lambda p, s, t: s * t},
         rf"decode of .* returned shape \({N}, {DIM}\) for {N} pairs; wanted one score .* shape \({N},\)",
+    ),
+    "a bent encoder that is said to be linear": (
+        {"encode": lambda p, e: p["w"].relu(), "linear": True},
+        "declares layer_weights and its encode is not linear.*declare none",
+    ),
+    "a shifted encoder that is said to be linear": (
+        {"encode": lambda p, e: p["w"] + 1, "linear": True},
+        "declares layer_weights and its encode is not linear.*declare none",
     ),
     "hinge loss": ({"loss": Loss("hinge", hinge)}, "'hinge' has no curvature.*'bce', 'bpr' or 'mse'"),
 }

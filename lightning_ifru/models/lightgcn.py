@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import LightGCN as LightGCNLayer
 
-from lightning_ifru.graph import propagate
+from lightning_ifru.graph import layer_sum
 from lightning_ifru.losses import LossSpec
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.models.sizes import check_sizes
@@ -59,17 +59,15 @@ class LightGCN(IFRUMixin, lightning.LightningModule):
         self.message_passing_hops = num_layers
         self.node_parameters = {"net.embedding.weight": "node"}
         self.net = LightGCNLayer(num_users + num_items, embedding_dim, num_layers)
-        self.layer_weights = tuple(self.net.alpha.tolist())
+
+    @property
+    def layer_weights(self) -> tuple[float, ...]:  # type: ignore[override]
+        r"""The weights :math:`\alpha_k`, as they stand in PyG's layer."""
+        return tuple(self.net.alpha.tolist())
 
     def encode(self, edge_index: Tensor) -> Tensor:
         """Return the representations ``[num_users + num_items, d]``, equal to ``net.get_embedding(edge_index)``."""
-        x = self.net.embedding.weight
-        alpha = self.net.alpha.to(x.dtype)
-        out = alpha[0] * x
-        for k in range(self.net.num_layers):
-            x = propagate(edge_index, x)
-            out = torch.addcmul(out, alpha[k + 1], x)
-        return out
+        return layer_sum(edge_index, self.net.embedding.weight, self.layer_weights)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam with L2 weight decay."""

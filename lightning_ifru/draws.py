@@ -61,6 +61,15 @@ class FrozenDraws:
         """The items that are drawn from now, ascending."""
         return self._ring[self._held > 0].sort().values
 
+    def some(self, most: int, generator: torch.Generator) -> Tensor:
+        """Return all candidates or a random sample of about ``most`` of them, at the cost of the sample."""
+        ring = len(self._ring)
+        start = int(torch.randint(ring, (1,), generator=generator))
+        # What stands side by side on the ring was put there at random.
+        places = (start + torch.arange(min(most, ring))) % ring
+        here = places[self._held[places] > 0]
+        return self._ring[here if len(here) else self._holder[places[:1]]]
+
     def items(self, rows: Tensor) -> Tensor:
         """Return the items that ``rows [n]`` have drawn, ``[n, K]``."""
         slots = rows.unsqueeze(1) * self.per_row + torch.arange(self.per_row)

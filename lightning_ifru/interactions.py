@@ -69,6 +69,7 @@ class InteractionTable:
 
     Attributes:
         trained: Which rows training had before anything was forgotten, a bool mask over all rows.
+        all_edges: Whether every interaction is an edge, whatever its label.
 
     Args:
         frame: Columns ``user``, ``item``, and possibly ``rating``, ``timestamp`` and ``split``, nothing missing.
@@ -105,7 +106,7 @@ class InteractionTable:
     ) -> None:
         split = RandomSplit() if split is None else split
         self.labelled = "rating" in frame
-        self._all_edges = self.labelled and threshold is None
+        self.all_edges = self.labelled and threshold is None
         encoded = Encoded.of(frame, threshold, duplicates, user_ids, item_ids)
         self.users, self.items = encoded.users, encoded.items
         self.user, self.item = torch.from_numpy(encoded.user), torch.from_numpy(encoded.item)
@@ -153,7 +154,7 @@ class InteractionTable:
     @property
     def positive(self) -> Tensor:
         """Bool mask over all rows: alive and an edge of the graph (in whatever split)."""
-        return self.alive if self._all_edges else self.alive & (self.label > 0)
+        return self.alive if self.all_edges else self.alive & (self.label > 0)
 
     def rows(self, split: str, *, positive: bool = False) -> Tensor:
         """Return which rows are alive in ``"train"``, ``"val"`` or ``"test"``: a bool mask over all rows."""
@@ -315,8 +316,7 @@ class InteractionTable:
         return None if mine or state["num_forgotten"] else nothing
 
     def _clear(self, rows: Tensor) -> None:
-        blanks = ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1), (self.alive, False))
-        for column, blank in blanks:
+        for column, blank in ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1), (self.alive, False)):
             if self._written is not None:
                 self._written.append((column, rows, column[rows]))
             column[rows] = blank

@@ -248,10 +248,7 @@ class LocalProblem:
             gone = patch.examples(user, item, 1.0, near.table.label[rows])
             gradient = patch.gradient(self._rows(patch.nodes), gone)[patch.at(self.nodes)]
             return -gradient, torch.zeros_like(gradient)
-        candidates = draws.candidates
-        some = max(1, budget.expected // max(1, len(rows)))
-        if some < len(candidates):
-            candidates = candidates[torch.randperm(len(candidates), generator=generator)[:some]]
+        candidates = draws.some(max(1, budget.expected // max(1, len(rows))), generator)
         again = self._withdrawn_slots()
         again_row = again // draws.per_row
         ends = near.ends(again_row)

@@ -69,8 +69,8 @@ class Neighbours:
         return self.table.user[rows], self.table.item[rows] + self.num_users
 
     def edges(self, rows: Tensor) -> Tensor:
-        """Return which of ``rows [k]`` are edges of the graph, a bool mask."""
-        return self.table.positive[rows]
+        """Return which of the training ``rows [k]`` are edges of the graph, a bool mask."""
+        return (self.table.label[rows] > 0) | self.table.all_edges
 
     def _of_both(self, nodes: Tensor, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         last = max(0, len(user) - 1)

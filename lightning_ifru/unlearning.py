@@ -203,7 +203,7 @@ class Unlearning:
         if self.path.model is not None:
             since = time.perf_counter()
             near = self.nearby
-            warmed = {"warm_up": time.perf_counter() - since - near.seconds["influence"]}
+            warmed = {"warm_up": max(0.0, time.perf_counter() - since - near.seconds["influence"])}
             update = near.run(progress)
             update = replace(update, seconds=warmed | update.seconds)
         else:

@@ -66,3 +66,16 @@ def test_items_are_drawn_evenly_and_rows_independently(num_rows, num_items):
     assert not torch.equal(
         drawn, FrozenDraws(torch.arange(num_items), num_items, num_rows, 4, seed=3).items(torch.arange(num_rows))
     )
+
+
+def test_a_sample_of_candidates_holds_each_as_often_as_any_other_and_all_where_there_is_room():
+    draws = FrozenDraws(torch.arange(2, 32), 40, 10, 1, seed=0).without(torch.tensor([5, 9]))
+    assert torch.equal(draws.some(100, torch.Generator()).sort().values, draws.candidates)
+    counts = torch.zeros(40)
+    for seed in range(600):
+        some = draws.some(6, torch.Generator().manual_seed(seed))
+        assert 4 <= len(some.unique()) == len(some) <= 6
+        counts[some] += 1
+    assert set(counts.nonzero().flatten().tolist()) == set(draws.candidates.tolist())
+    # 600 windows of 6 of 30 places: 120 each, with a standard deviation below 10.
+    assert bool(((counts[draws.candidates] - 120).abs() < 50).all())

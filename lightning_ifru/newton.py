@@ -135,6 +135,8 @@ class NewtonSearch:
         self.method, self.system, self.report = method, system, report
         self.dampings = DAMPINGS if method.damping is None else (method.damping,)
         self.products = 0
+        # The mean curvature is probed where the first step is taken from.
+        self._matrix: Curvature | None = None
 
     def run(self, residual: Tensor, stationarity: float) -> tuple[Parameters, tuple[Step, ...]]:
         """Step from the start, where the residual is ``residual [P]``, until no step is worthwhile."""
@@ -166,7 +168,11 @@ class NewtonSearch:
 
     def _curvature(self, kind: CurvatureName, theta: Parameters) -> Callable[[Tensor], Tensor]:
         system = self.system
-        matrix = CURVATURES[kind](system.objective, theta, system.edge_index, system.examples)
+        matrix = self._matrix
+        if matrix is None or type(matrix) is not CURVATURES[kind] or matrix.parameters is not theta:
+            matrix = self._matrix = None  # not two at a time
+            matrix = CURVATURES[kind](system.objective, theta, system.edge_index, system.examples)
+            self._matrix = matrix
 
         def product(vector: Tensor) -> Tensor:
             self.products += 1

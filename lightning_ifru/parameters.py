@@ -9,13 +9,14 @@ Parameters = dict[str, Tensor]
 
 
 def ravel(parameters: Parameters) -> Tensor:
-    """Concatenate all tensors into one vector ``[P]``, in the dict's order.
+    """Concatenate all tensors into one vector ``[P]``, in the dict's order; a view where there is one.
 
     Example:
         >>> ravel({"a": torch.ones(1, 2), "b": torch.zeros(1)})
         tensor([1., 1., 0.])
     """
-    return torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
+    pieces = [tensor.reshape(-1) for tensor in parameters.values()]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def unravel(vector: Tensor, like: Parameters) -> Parameters:

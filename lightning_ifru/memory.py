@@ -5,12 +5,12 @@ With :math:`P` parameters, :math:`N` nodes, representations of :math:`d` numbers
 
 .. math::
 
-    \underbrace{(m / 2 + 25)\, P\, b}_{\text{vectors}} + \underbrace{12\, N d\, b}_{\text{representations}}
+    \underbrace{(m / 2 + 24)\, P\, b}_{\text{vectors}} + \underbrace{10\, N d\, b}_{\text{representations}}
     + \underbrace{n c\, (32 + 3 b)}_{\text{pairs}} + \underbrace{12\, \min(n c, B)\, b}_{\text{a block}}
 
 bytes and 64 MiB beside the model and the data, :math:`b` being the bytes of a number and :math:`m` the products that a
 linear solve may take, of which it seldom takes more than half. It depends neither on the number of layers nor on that
-of chunks. The numbers 25 and 12 were chosen so that peaks as measured, of 117 MiB to 1.3 GiB, are within a factor of
+of chunks. The numbers 24, 10 and 12 were chosen so that peaks as measured, of 117 MiB to 1.3 GiB, are within a factor of
 1.5 (most of what exceeds the vectors alive is memory that the allocator keeps). What an encoder of one's own keeps for
 its derivatives is not in it: that shows only when it runs.
 """
@@ -28,9 +28,9 @@ from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
 
 #: Vectors held beside those of the linear solve: the parts of equation 1, masks, the metric, and the steps tried.
-_VECTORS = 25
+_VECTORS = 24
 #: Representations held at once: those of the model, a derivative, a product, and what an encoder puts together.
-_REPRESENTATIONS = 12
+_REPRESENTATIONS = 10
 #: Bytes of a pair: its negative, and its place in a sparse pattern and in the transposed one.
 _PATTERN = 32
 #: Numbers kept for a pair, its second derivatives.
@@ -89,7 +89,7 @@ def demand(objective: Objective, parameters: Parameters, examples: int, negative
         ...     regularization=None, num_users=60, num_items=40, node_parameters={"w": "node"}, dot_product=True)
         >>> table = {"w": torch.zeros(100, 8)}
         >>> demand(objective, table, examples=1000, negatives=4, cg_iterations=10)
-        Demand(vectors=96000, representations=38400, pairs=220000, block=240000)
+        Demand(vectors=92800, representations=32000, pairs=220000, block=240000)
     """
     size = max(tensor.element_size() for tensor in parameters.values())
     rows = {"user": objective.num_users, "item": objective.num_items, "node": objective.num_nodes}

@@ -10,9 +10,9 @@ With :math:`P` parameters, :math:`N` nodes, representations of :math:`d` numbers
 
 bytes and 64 MiB beside the model and the data, :math:`b` being the bytes of a number and :math:`m` the products that a
 linear solve may take, of which it seldom takes more than half. It depends neither on the number of layers nor on that
-of chunks. The numbers 24, 10 and 12 were chosen so that peaks as measured, of 117 MiB to 1.3 GiB, are within a factor of
-1.5 (most of what exceeds the vectors alive is memory that the allocator keeps). What an encoder of one's own keeps for
-its derivatives is not in it: that shows only when it runs.
+of chunks. The numbers 24, 10 and 12 were chosen so that peaks as measured, of 117 MiB to 1.3 GiB, are within a factor
+of 1.5 (most of what exceeds the vectors alive is memory that the allocator keeps). What an encoder of one's own keeps
+for its derivatives is not in it: that shows only when it runs.
 """
 
 from __future__ import annotations

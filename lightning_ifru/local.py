@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -29,6 +31,9 @@ from lightning_ifru.warm import WarmState
 
 #: A residual is as good as none at this share of the first where hubs are sampled: the influence is as far off.
 SAMPLED = 0.02
+
+#: Examples that one thread takes as fast as several.
+_SMALL = 1 << 16
 
 
 class LocalSolve:
@@ -49,10 +54,11 @@ class LocalSolve:
         rows = min(method.max_rows, math.ceil(method.keep_ratio * warm.near.num_nodes))
         budget = Budget(rows, method.examples_per_row, method.hops)
         self._method, self._warm = method, warm
-        self._problem = LocalProblem(warm, departure, budget, method.seed)
-        self._influence, self._direct = self._problem.influence()
-        self._rows = self._problem.start
-        self.system = self._described()
+        with _few_threads(len(departure.rows) + rows, method):
+            self._problem = LocalProblem(warm, departure, budget, method.seed)
+            self._influence, self._direct = self._problem.influence()
+            self._rows = self._problem.start
+            self.system = self._described()
         self.seconds = {"influence": time.perf_counter() - clock}
 
     def run(self, progress: Progress | None = None) -> Update:
@@ -69,7 +75,8 @@ class LocalSolve:
         size = norm(b)
         stationarity = warm.gradient_norm() / size if size else math.inf
         search = NewtonSearch(self._method, self.system, progress or (lambda _: None))
-        theta, steps = search.run(-b.flatten(), stationarity) if size else (self.system.start, ())
+        with _few_threads(len(problem.nodes), self._method):
+            theta, steps = search.run(-b.flatten(), stationarity) if size else (self.system.start, ())
         seconds = {**self.seconds, "solve": time.perf_counter() - clock}
         name, before = warm.model.name, warm.embeddings[0]
         self._rows = theta[name]
@@ -91,7 +98,8 @@ class LocalSolve:
 
     def commit(self) -> None:
         """Tell the layers that the update has been applied and that what goes has gone."""
-        self._problem.commit(self._rows)
+        with _few_threads(len(self._problem.nodes), self._method):
+            self._problem.commit(self._rows)
 
     def _described(self) -> System:
         problem, b = self._problem, self._influence
@@ -135,3 +143,19 @@ class LocalSolve:
         return {
             name: float(squares[hops == hop].sum().sqrt()) for hop, name in enumerate(HOPS) if bool((hops == hop).any())
         }
+
+
+@contextmanager
+def _few_threads(rows: int, method: IFRU) -> Iterator[None]:
+    """Use one thread for what fits its cache, with at most so many rows and their examples.
+
+    Hundreds of operations of a fraction of a millisecond each wait longer for all threads to meet than they gain by
+    them, and many times longer where another process is busy on the same cores.
+    """
+    threads = torch.get_num_threads()
+    try:
+        if rows * method.examples_per_row <= _SMALL:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)

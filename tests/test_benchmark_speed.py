@@ -231,6 +231,8 @@ def made():
         _row(
             "2", "quality", [{"recall@20.before": 0.1, "recall@20.after": 0.0985, "residual_fell": 5.5}], request="1%"
         ),
+        _row("2", "unlearn", [{"total": 2.0}], request="1% in one step"),
+        _row("2", "quality", [{"residual_fell": 4.5}], request="1% in one step"),
     ]
     near = {"error.test": 0.1, "error.near": 0.9, "cosine.test": None, "cosine.near": 0.8}
     errors = [{**near, "error.all": e, "cosine.all": c} for e, c in ((0.3, 0.99), (0.4, 0.95), (0.9, 0.1))]
@@ -260,7 +262,9 @@ def test_every_target_is_computed_from_rows(made):
     found = [(line.found, line.verdict) for line in targets(made)]
     expected = [
         ("200 times (5.00 s against 100 × 10.00 s)", "reached"),
+        ("500 times (2.00 s against 100 × 10.00 s)", "reached"),
         ("4,000 times (5.00 s against 100 × 200.00 s)", "reached"),
+        ("10,000 times (2.00 s against 100 × 200.00 s)", "reached"),
         ("2.00 times (0.200 s over 0.100 s; 0.050 s once for all products)", "reached"),
         ("0.20% (0.400 s, of which set-up 0.010 s; 4.0% of our own epoch)", "reached"),
         ("0.400 (test pairs 0.100; pairs near 0.900)", "**missed**"),
@@ -270,6 +274,8 @@ def test_every_target_is_computed_from_rows(made):
         ("0.50 GiB", "reached"),
         ("-1.50% (0.1000 before, 0.0985 after)", "**missed**"),
         ("5.5 times", "reached"),
+        (None, "not measured"),
+        ("4.5 times", "**missed**"),
         ("1.15 times (0.230 s over 0.200 s)", "reached"),
         ("60.0% (30.0 s)", "reached"),
         ("160.0% (80.0 s)", "**missed**"),
@@ -278,7 +284,7 @@ def test_every_target_is_computed_from_rows(made):
         ("2.0e-07", "reached"),
     ]
     assert found == expected
-    assert "this package's training: 200 times" in ratios(made)[0]
+    assert "our own training: 200 times" in ratios(made)[0]
     assert {line.verdict for line in targets([])} == {"not measured"}
 
 

@@ -22,7 +22,7 @@ from speed_data import Dataset
 from speed_local import local_errors
 from speed_process import Measured, apart
 from speed_ranks import processes
-from speed_targets import OWN, PYG, ratios
+from speed_targets import ONE_STEP, OWN, PYG, ratios
 from speed_training import Runs, own_epoch, pyg_epoch, train
 from speed_unlearn import Subject, large_requests, operators, quality, users_in_turn
 
@@ -108,8 +108,8 @@ def _run(suite: str, subject: Subject, repeats: int, threads: int, process: Call
     for task, about in _tasks(suite, subject, repeats, threads, process):
         measured = process(threads, task.function, *task.arguments)
         row = {
-            **task.about,
             **about,
+            **task.about,
             **provenance(1),
             "suite": suite,
             "run": started,
@@ -121,7 +121,7 @@ def _run(suite: str, subject: Subject, repeats: int, threads: int, process: Call
         row["key"] = key_of(run=started, place=len(rows), **task.about)
         file.append(row)
         rows.append(row)
-        print(f"{row['data']['name']}: {', '.join(map(str, task.about.values()))}", flush=True)  # noqa: T201
+        print(f"{row['data']['name']}: {', '.join(x for x in task.about.values() if isinstance(x, str))}", flush=True)  # noqa: T201
     print("\n".join(ratios(rows)))  # noqa: T201
     return 0
 
@@ -157,11 +157,13 @@ def _speed(subject: Subject, repeats: int) -> Iterator[_Part]:
         Task({"measure": "operators"}, operators, (subject, "1%", repeats)),
         *(_users(subject, k) for k in range(repeats)),
         *(_request(subject, size, repeats) for size in ("10 users", "100 users", "1%", "5%")),
+        _in_one_step(subject, "unlearn", large_requests, repeats),
         Task({"measure": "processes", "request": "1%"}, processes, (subject, "1%", repeats)),
         Task({"measure": "local", "request": "1 user"}, local_errors, (subject, _USERS, 0)),
     ]
     if subject.dataset.test is not None:
         tasks.append(Task({"measure": "quality", "request": "1%"}, quality, (subject, "1%")))
+        tasks.append(_in_one_step(subject, "quality", quality))
     yield 1.0, subject, tasks
     factors = replace(subject, recipe=replace(subject.recipe, model="mf"))
     yield 1.0, factors, [Task({"measure": "local", "request": "1 user"}, local_errors, (factors, _USERS, 0))]
@@ -189,6 +191,12 @@ def _users(subject: Subject, seed: int) -> Task:
 
 def _request(subject: Subject, size: str, repeats: int) -> Task:
     return Task({"measure": "unlearn", "request": size}, large_requests, (subject, size, repeats))
+
+
+def _in_one_step(subject: Subject, measure: str, function: Callable[..., Runs], *arguments: Any) -> Task:
+    quick = replace(subject, method=replace(subject.method, max_steps=1))
+    about = {"measure": measure, "request": f"1%{ONE_STEP}", "method": asdict(quick.method)}
+    return Task(about, function, (quick, "1%", *arguments))
 
 
 _SUITES: dict[str, Callable[[Subject, int], Iterator[_Part]]] = {

@@ -154,7 +154,9 @@ class WarmState:
         user, item, label = (column.to(device) for column in columns)
         if self.draws is None:
             return Examples(user, item, 1.0, target=label)
-        return Examples(user, item, 1.0, negative=self.draws.items(rows).to(device))
+        # In parts that stay in a cache, for a draw goes through a dozen tensors.
+        negative = torch.cat([self.draws.items(part) for part in rows.split(1 << 15)])
+        return Examples(user, item, 1.0, negative=negative.to(device))
 
     def _check(self, h: Tensor, edge_index: Tensor) -> None:
         objective, name = self.model.objective, self.model.name

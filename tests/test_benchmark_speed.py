@@ -308,7 +308,7 @@ def test_the_whole_command_runs(files, tmp_path, capsys, monkeypatch):
         speed, "processes", lambda *_: [{"total": 1.0, "processes": n, "difference": 0.0} for n in (1, 2)]
     )
     assert speed.main(["--data", train_file, "--test", test_file, *columns, *small], process=here) == 0
-    assert "100 epochs of this package's training: " in capsys.readouterr().out
+    assert "100 epochs of our own training: " in capsys.readouterr().out
     generated = ["--generate", "160,120,1600", "--steps", "1"]
     assert speed.main(["--scaling", *generated, *small], process=here) == 0
     assert speed.main(["--large", *generated, *small], process=here) == 0

@@ -25,8 +25,12 @@ def node_hops(objective: Objective, problem: Problem) -> Tensor:
         Positions in :data:`HOPS`, int64 ``[num_nodes]``: 3 stands for everything further, and for what is out of reach.
     """
     ends = problem.node_counts(objective, problem.forgotten).nonzero().flatten()
-    within = [affected_nodes(problem.before, ends, objective.num_nodes, hops) for hops in range(len(HOPS) - 1)]
-    return len(within) - torch.stack(within).sum(0)
+    found = torch.full((objective.num_nodes,), len(HOPS) - 1, device=ends.device)
+    for hop in range(len(HOPS) - 1):
+        found[ends] = found[ends].clamp(max=hop)
+        if hop < len(HOPS) - 2:
+            ends = affected_nodes(problem.before, ends, objective.num_nodes, 1).nonzero().flatten()
+    return found
 
 
 def influence_by_hop(b: Tensor, objective: Objective, parameters: Parameters, problem: Problem) -> dict[str, float]:
@@ -49,8 +53,8 @@ def influence_by_hop(b: Tensor, objective: Objective, parameters: Parameters, pr
     for name, part in unravel(b, parameters).items():
         rows = kinds.get(objective.node_parameters.get(name, ""))
         kind = hops.new_full((1,), len(HOPS)) if rows is None else rows
-        size = torch.linalg.vector_norm(part.reshape(len(kind), -1), dim=1, dtype=torch.float64)
-        squares.index_add_(0, kind, size.square())
+        size = torch.linalg.vector_norm(part.reshape(len(kind), -1), dim=1)
+        squares.index_add_(0, kind, size.double().square())
         seen = torch.cat([seen, kind.unique()])
     norms = squares.sqrt().tolist()
     return {name: norms[kind] for kind, name in enumerate((*HOPS, "dense")) if kind in seen}

@@ -24,7 +24,7 @@ from lightning_ifru.graph import LinearMap
 from lightning_ifru.hops import HOPS
 from lightning_ifru.influence import IFRU, Extent, Update
 from lightning_ifru.local_problem import Budget, Departure, LocalProblem
-from lightning_ifru.newton import EXACT, NewtonSearch, Progress, System, norm
+from lightning_ifru.newton import DRAWN, EXACT, NewtonSearch, Progress, System, norm
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.warm import WarmState
@@ -116,7 +116,7 @@ class LocalSolve:
             free=unknown,
             kept=unknown,
             share=(problem.counts.clamp(min=1) / problem.num_after).to(b.device),
-            precision=SAMPLED if problem.capped else EXACT,
+            precision=DRAWN if objective.loss.needs_negatives else SAMPLED if problem.capped else EXACT,
         )
 
     def _objective(self) -> Objective:

@@ -52,6 +52,8 @@ _INDIFFERENT = 0.05
 _SURE = 0.01
 #: A residual is as good as none at this share of the first one ...
 EXACT = 1e-3
+#: ... and at this where negatives were drawn: another draw moves the influence itself by about as much ...
+DRAWN = 0.05
 #: ... and steps go on while each leaves at most this share of the last one.
 _WORTHWHILE = 0.95
 
@@ -103,6 +105,7 @@ class System:
             free=free,
             kept=expand_to_parameters(nodes, objective, start),
             share=counts.clamp(min=1) / len(problem.retained),
+            precision=DRAWN if objective.loss.needs_negatives else EXACT,
         )
 
     def residual(self, theta: Parameters) -> Tensor:

@@ -262,7 +262,8 @@ class Objective:
                 f"the loss '{self.loss.name}' has no curvature (its second derivative is zero everywhere it was "
                 "tried), so that there is no Newton step; use a smooth loss such as 'bce', 'bpr' or 'mse'."
             )
-        self._check_dependence(parameters, edge_index, chunk)
+        if not (self.linear and self.dot_product and bool(h.any())):  # these depend on their table
+            self._check_dependence(parameters, edge_index, chunk)
 
     def _encoded(self, parameters: Parameters, edge_index: Tensor) -> Tensor:
         h = self.encode(parameters, edge_index)

@@ -21,7 +21,7 @@ from lightning_ifru.objective import Objective
 from lightning_ifru.presence import batch_presence
 
 #: Pairs of forgotten interactions and candidates, at most: a few times those of the retained and their negatives.
-_EXPECTED = 1 << 25
+_EXPECTED = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Sides:
     Both sides of ``R`` use the same negatives (common random numbers), except where a negative is an item that leaves
     the sampler: those are drawn anew on the side after. ``F`` has the expectation over all items, exactly where the
     loss takes negatives one at a time; for a listwise loss they are dealt into sets of as many as training drew, once.
-    Where these were more than 2^25 pairs, the items are dealt to parts of ``F``, so that each occurs equally often.
+    Where these were more than 2^24 pairs, the items are dealt to parts of ``F``, so that each occurs equally often.
 
     Attributes:
         retained, retained_after: ``R`` with the sampler before and after; their ``presence`` is that of ``D`` and of

@@ -448,7 +448,7 @@ HYPERPARAMETERS = {
         lambda u, s, c: (u.steps[0].damping, float((u.parameters["w"] - oracles.rows(55, 4, 0, 0.7)).norm())),
         lambda a, b: (a[0], b[0]) == (0.1, 10.0) and a[1] > 2 * b[1] > 0,
     ),
-    "max_steps": ({"max_steps": 1}, {"max_steps": 3}, lambda u, s, c: len(u.steps), lambda a, b: (a, b) == (1, 3)),
+    "max_steps": ({"max_steps": 1}, {"max_steps": 2}, lambda u, s, c: len(u.steps), lambda a, b: (a, b) == (1, 2)),
     "cg_iterations": (
         {"cg_iterations": 1, "cg_tolerance": 1e-8},
         {"cg_iterations": 6, "cg_tolerance": 1e-8},

@@ -424,3 +424,14 @@ def test_the_seed_draws_the_probes():
     )
     assert torch.equal(one, again)
     assert (one - other).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(("loss", "precision"), [("bce", 1e-3), ("bpr", 0.05)])
+def test_steps_end_where_no_more_is_left_than_the_influence_is_off_by(loss, precision):
+    world = oracles.planted(30, 25, 0.3, seed=3)
+    world = world.positives() if loss == "bpr" else world
+    objective = oracles.objective(1, loss, 30, 25, 0.05)
+    update = IFRU(max_steps=20).update(objective, {"w": oracles.rows(55, 4, 0, 0.7)}, world.problem(world.some(5)))
+    left = [step.residual / update.residual_before for step in update.steps]
+    assert 1 < len(left) < 20
+    assert left[-1] <= precision < left[-2]

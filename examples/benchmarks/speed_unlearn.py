@@ -133,7 +133,8 @@ def quality(subject: Subject, size: str) -> Runs:
 def operators(subject: Subject, size: str, repeats: int) -> Runs:
     """Return the seconds of a full-batch gradient of the retained risk, and of a product with its Gauss-Newton matrix.
 
-    ``build`` is what the operator computes once for all products at the same parameters.
+    ``build`` is what the operator computes once for all products at the same parameters; ``noise`` by what share of its
+    norm another draw of the negatives moves the influence.
     """
     module, data = subject.fresh()
     with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +144,9 @@ def operators(subject: Subject, size: str, repeats: int) -> Runs:
     work = Unlearning.of(module, data, subject.method)
     objective = replace(work.objective, chunk_size=subject.method.chunk_size)
     parameters, graph = work.parameters, work.problem.after
+    draws = (replace(subject.method, seed=seed).influence(objective, parameters, work.problem).total for seed in (0, 1))
+    one, other = draws
+    noise = float((one - other).norm() / (one.norm() ** 2 + other.norm() ** 2) ** 0.5)
     examples = [subject.method.sides(objective, work.problem).retained_after]
     vector = torch.randn(len(ravel(parameters)), generator=torch.Generator().manual_seed(0))
     runs = []
@@ -155,4 +159,5 @@ def operators(subject: Subject, size: str, repeats: int) -> Runs:
         built = perf_counter()
         matrix(vector)
         runs.append({"gradient": gradient - clock, "build": built - gradient, "product": perf_counter() - built})
+        runs[-1]["noise"] = noise
     return runs[1:]

@@ -57,9 +57,9 @@ class Curvature:
         else:
             _, h_tangent = self._derivative(self._encode, (self.parameters,), (tangent,))
         decoder_tangent = {name: tangent[name] for name in self._decoder}
-        found = [bend(h_tangent, decoder_tangent) for bend in self._bends]
-        rows, decoder = found[0]
-        for part, of_decoder in found[1:]:
+        found = (bend(h_tangent, decoder_tangent) for bend in self._bends)
+        rows, decoder = next(found)
+        for part, of_decoder in found:
             rows = rows.add_(part)
             decoder = {name: tensor + of_decoder[name] for name, tensor in decoder.items()}
         product = self._encoder_product(tangent, rows)

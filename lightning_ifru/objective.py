@@ -152,9 +152,10 @@ class Objective:
         self, h: Tensor, decoder: Parameters, examples: Sequence[Examples]
     ) -> tuple[Tensor, Tensor, Parameters]:
         """Return the data's part of the risk (float64) and its gradients in ``h [N, d]`` and in the decoder."""
-        found = [self.decoding(part).value_and_gradient(h, decoder) for part in examples]
-        value, gradient, total = found[0]
-        for risk, rows, of_decoder in found[1:]:
+        # One at a time: there may be many parts, and each has a gradient of the model's size.
+        found = (self.decoding(part).value_and_gradient(h, decoder) for part in examples)
+        value, gradient, total = next(found)
+        for risk, rows, of_decoder in found:
             value, gradient = value + risk, gradient.add_(rows)
             total = {name: tensor + of_decoder[name] for name, tensor in total.items()}
         return value, gradient, total

@@ -85,6 +85,7 @@ class IFRUCallback(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse before training what could not be forgotten after it."""
+        self._states.forget()
         if self.request is None:
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))

@@ -22,7 +22,7 @@ from lightning_ifru.losses import Loss
 from lightning_ifru.parameters import Parameters
 
 #: Pairs of a sparse block: large enough that a sparse product's overhead vanishes, small enough for its temporaries.
-_SPARSE = 1 << 22
+SPARSE = 1 << 22
 #: Scores of a dense block, which are to stay in a processor's cache ...
 _DENSE = 1 << 20
 #: ... or to keep an accelerator busy.
@@ -45,7 +45,7 @@ class DotProducts(Decoding):
             examples = examples[examples.user.argsort(stable=True)]
         self._blocks = [
             _Block(examples[start:stop], num_users, num_items)
-            for start, stop in ranges(len(examples), _SPARSE // examples.columns)
+            for start, stop in ranges(len(examples), SPARSE // examples.columns)
         ]
 
     def value_and_gradient(self, h: Tensor, decoder: Parameters) -> tuple[Tensor, Tensor, Parameters]:

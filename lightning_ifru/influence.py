@@ -132,7 +132,7 @@ class IFRU:
         examples_per_row: examples to look at for each of them, a sample where it has more; a positive counts once with
             each of its negatives.
         probes: random probes for the mean curvature :math:`\bar d`, at most.
-        chunk_size: pairs that go through decoder and loss at a time.
+        chunk_size: pairs that go through decoder and loss at a time, where the decoder is no dot product.
         seed: of the negatives and the probes.
 
     Raises:

@@ -135,7 +135,8 @@ class LocalSolve:
         def encode(parameters: Parameters, _: Tensor) -> Tensor:
             return encoder(parameters[name] - problem.start)
 
-        return replace(problem.patch.objective, encode=encode, node_parameters={name: "node"})
+        # Affine, since all other rows are constants in it: not its own derivative.
+        return replace(problem.patch.objective, encode=encode, linear=False, node_parameters={name: "node"})
 
     def _by_hop(self, b: Tensor) -> dict[str, float]:
         hops = self._problem.hops(len(HOPS) - 1)

@@ -156,6 +156,8 @@ class LocalProblem:
         self.num_after = warm.num_examples - len(departure.rows)
         self._embeddings = [layer[self.here] for layer in warm.embeddings]
         self._gradients = [layer[self.here] for layer in warm.gradients]
+        # Norms of the gradient's changes in rows beyond the nodes, by what goes and by scores that move.
+        self._slope_gone = self._slope_moved = 0.0
         self._left, self._expected = self._departed(budget, generator)
 
         found = Comparisons(
@@ -196,7 +198,9 @@ class LocalProblem:
         gradient = self._left
         if any(bool(change.any()) for change in embeddings):
             moved = self.patch.gradient(self._moved(embeddings), self._summed)
-            gradient = gradient + (moved - self.patch.gradient(self._h, self._summed))[self.at]
+            moved -= self.patch.gradient(self._h, self._summed)
+            gradient = gradient + moved[self.at]
+            self._slope_moved = _elsewhere(moved, self.at)
         gone = self.erased.to(self._device).unsqueeze(1)
         return embeddings, self.graph.changes(self._gradients, torch.where(gone, -self._gradients[0], gradient))
 
@@ -222,7 +226,7 @@ class LocalProblem:
             self.graph.degree_after,
             self.draws_after,
             len(self._departure.rows),
-            self._left_out(embeddings),
+            (self._left_out(embeddings), self._slope_gone + self._slope_moved),
         )
 
     def _moved(self, changes: Sequence[Tensor]) -> Tensor:
@@ -261,6 +265,7 @@ class LocalProblem:
         left = patch.gradient(h, gone)
         expected = patch.gradient(h, patch.examples(user, item, 1.0, candidates=candidates)) - left
         change = patch.gradient(h, redrawn[1]) - patch.gradient(h, redrawn[0]) - left
+        self._slope_gone = _elsewhere(change, here)
         return change[here], expected[here]
 
     def _withdrawn_slots(self) -> Tensor:
@@ -282,3 +287,8 @@ class LocalProblem:
 
     def _node(self, items: Tensor) -> Tensor:
         return items + self._warm.near.num_users
+
+
+def _elsewhere(rows: Tensor, here: Tensor) -> float:
+    """The norm of rows ``[m, d]`` but for those at ``here``."""
+    return float(torch.linalg.vector_norm(rows.index_fill(0, here, 0.0)))

@@ -11,6 +11,7 @@ from lightning_ifru.draws import FrozenDraws
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.influence import IFRU
 from lightning_ifru.interactions import InteractionTable
+from lightning_ifru.memory import check_memory, demand
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.neighbours import Neighbours
 from lightning_ifru.objective import Objective
@@ -114,17 +115,20 @@ class WarmStates:
 
         Raises:
             ObjectiveError: the objective is stochastic, not finite or without curvature, or the encoder is not linear.
+            UnlearningError: memory will not suffice.
         """
         wanted = interactions, model.weights, model.objective.loss, negatives, seed, table.dtype, table.device
         state = self._state
-        known = state is not None and state.origin == wanted and not state.stale and state.holds(table)
+        candidates = interactions.candidates
+        known = state is not None and state.origin == wanted and not state.stale and state.holds(table, candidates)
         if not model.objective.ranks.first(known) or state is None:
-            self._state = None  # not two at a time
+            self._state = state = None  # not two at a time
+            examples = int(interactions.train_counts[0].sum())
+            needed = demand(model.objective, {model.name: table}, examples, negatives or 0, cg_iterations=0)
+            check_memory(needed, model.objective, table.device)
             draws = None
             if negatives is not None:
-                draws = FrozenDraws(
-                    interactions.candidates, len(interactions.items), len(interactions), negatives, seed
-                )
+                draws = FrozenDraws(candidates, len(interactions.items), len(interactions), negatives, seed)
             state = WarmState(model, table, graph(), Neighbours(interactions), draws)
             state.origin = wanted
         state.model = model

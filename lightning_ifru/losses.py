@@ -101,8 +101,10 @@ class Loss:
         Raises:
             ObjectiveError: it does.
         """
-        if self.kind != "pairwise" or scores.shape[1] < 3:
+        if self.kind != "pairwise":
             return
+        if scores.shape[1] == 2:  # the example's own score serves as another negative
+            scores = scores[:, [0, 1, 0]]
         positive, negative = scores[:, :1], scores[:, 1:]
         together = self._losses((positive, negative), negative.shape)
         one = (positive.expand_as(negative).reshape(-1, 1), negative.reshape(-1, 1))

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from lightning_ifru.dot_products import SPARSE
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
@@ -39,13 +40,12 @@ _KEPT = 3
 _WORKING = 12
 #: What even the smallest of problems takes.
 _LEAST = 1 << 26
-#: The most pairs of a block of dot products.
-_BLOCK = 1 << 22
 _REMEDIES = {
     "vectors": "a device with more memory, a model with fewer parameters, or fewer vectors with IFRU(cg_iterations=5)",
     "representations": "a device with more memory, or a model with fewer parameters",
-    "pairs": "a device with more memory, fewer pairs with IFRU(negatives=1), or more machines to divide them among",
-    "block": "a device with more memory, or smaller chunks with IFRU(chunk_size=1024)",
+    "pairs": "a device with more memory, more machines to divide them among, or where negatives are drawn fewer with "
+    "IFRU(negatives=1)",
+    "block": "a device with more memory, or where the decoder is no dot product IFRU(chunk_size=1024)",
 }
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -98,7 +98,7 @@ def demand(objective: Objective, parameters: Parameters, examples: int, negative
     share = objective.ranks.share(examples)
     pairs = (share.stop - share.start) * (1 + negatives)
     if objective.dot_product:
-        held, block = pairs * (_PATTERN + _KEPT * size), min(pairs, _BLOCK) * _WORKING * size
+        held, block = pairs * (_PATTERN + _KEPT * size), min(pairs, SPARSE) * _WORKING * size
     else:  # rows are gathered for a chunk of pairs, and nothing is kept of them
         held, block = pairs * 8, min(pairs, objective.chunk_size) * _WORKING * width * size
     vectors = cg_iterations // 2 + _VECTORS

@@ -202,7 +202,7 @@ class IFRUMixin(_Base):
             edge_index: a graph to try the module on.
             num_users: the offset of items among nodes.
             num_items: the number of items.
-            chunk_size: pairs that go through decoder and loss at a time.
+            chunk_size: pairs that go through a decoder of its own, and the loss, at a time.
 
         Raises:
             ObjectiveError: the module has no trainable parameters, leaves a doubt which hold node rows, has an
@@ -334,7 +334,7 @@ class IFRUMixin(_Base):
     @property
     def scores_dot_products(self) -> bool:
         """Whether :meth:`decode` is the default."""
-        return type(self).decode is IFRUMixin.decode
+        return type(self).decode is IFRUMixin.decode and "decode" not in vars(self)
 
     @property
     def regularizes(self) -> bool:

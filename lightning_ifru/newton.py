@@ -253,7 +253,7 @@ class NewtonSearch:
             return sizes[index]
 
         best = _walk(size, at, len(self.dampings), self._norm(residual))
-        if not math.isfinite(size(best)):
+        if best not in tried or not math.isfinite(size(best)):  # let go of, where all are worse than standing still
             return None
         solution, moved, reached = tried[best]
         step = Step(kind, self.dampings[best], solution.status, solution.iterations, sizes[best])

@@ -50,12 +50,12 @@ class Objective:
         num_items: the number of items.
         node_parameters: for each parameter whose rows belong to users, items or nodes, to which.
         decoder_parameters: the names of the parameters that ``decode`` depends on.
-        chunk_size: pairs that go through decoder and loss at a time.
+        chunk_size: pairs that go through a decoder other than the dot product, and the loss, at a time.
         name: how the model is called in messages.
         weight_decay: :math:`\lambda_p` of an L2 penalty :math:`\frac{\lambda_p}{2} \|\theta_p\|^2` for each parameter
             that has one, a part of Ω beside ``regularization``.
         dot_product: whether ``decode`` is the dot product, so that scores can be sparse matrix products.
-        linear: whether ``encode`` is linear in the parameters, and thus its own derivative.
+        linear: whether ``encode`` is linear in the parameters, without a constant, and thus its own derivative.
         ranks: the processes that divide the examples among them; all of them ask for the same, in the same order.
 
     Example:

@@ -258,6 +258,8 @@ class Unlearning:
         self.data.commit(self.removal)
         if self.path.model is not None:
             self.nearby.commit()
+        else:
+            self.states.forget()  # which hold rows of the erased as they were
         self.module.release_graph()
         return self.ranks.first(report)
 

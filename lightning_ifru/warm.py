@@ -21,9 +21,9 @@ from lightning_ifru.graph import propagate
 from lightning_ifru.neighbours import Neighbours
 from lightning_ifru.objective import Objective
 
-#: The layers are made anew once what was left out of them may have grown to this share of the representations. The
-#: same share of a forgotten example's gradient is then wrong at most on average, a fraction of what solving for the
-#: most important rows leaves out.
+#: The layers are made anew once what was left out of them may have grown to this share of them. The same share of a
+#: forgotten example's gradient is then wrong at most on average, a fraction of what solving for the most important rows
+#: leaves out.
 DRIFT = 0.05
 
 
@@ -60,7 +60,8 @@ class WarmState:
         embeddings, gradients: :math:`X_k` and :math:`W_k`.
         degree: every node's number of edges, int64 ``[N]``, on the processor.
         num_examples: the number of training interactions.
-        drift: a bound of the error that updates have left in the representations, as a share of their norm.
+        drift: a bound of the error that updates have left in the representations and in the gradient in them, as a
+            share of their norms.
         origin: what its owner knows it again by.
 
     Raises:
@@ -82,6 +83,7 @@ class WarmState:
         _, gradient, _ = model.objective.decoded(h, {}, [examples])
         (gradient,) = model.objective.ranks.sum(gradient)
         self.gradients = self._layers(edge_index, gradient)
+        self.slope = float(torch.linalg.vector_norm(gradient)) or 1.0
         self._parts = self._moments(self.embeddings[0], self.gradients)
 
     @property
@@ -89,10 +91,11 @@ class WarmState:
         """Whether updates have left out so much that the layers are to be made anew."""
         return self.drift > DRIFT
 
-    def holds(self, table: Tensor) -> bool:
-        """Return whether ``table`` is still the one that this was made of and has been told of since."""
+    def holds(self, table: Tensor, candidates: Tensor) -> bool:
+        """Return whether table and candidates are still those that this was made of and has been told of since."""
         alive = int(self.near.table.train_counts[0].sum())
-        return alive == self.num_examples and torch.equal(table, self.embeddings[0])
+        drawn = self.draws is None or torch.equal(candidates, self.draws.candidates)
+        return drawn and alive == self.num_examples and torch.equal(table, self.embeddings[0])
 
     def gradient_norm(self) -> float:
         r"""Return :math:`\|\nabla J\|`."""
@@ -108,7 +111,7 @@ class WarmState:
         degree: Tensor,
         draws: FrozenDraws | None,
         num_forgotten: int,
-        left_out: float,
+        left_out: tuple[float, float],
     ) -> None:
         """Change the rows of ``nodes [m]``.
 
@@ -119,7 +122,7 @@ class WarmState:
             degree: their new numbers of edges.
             draws: the negatives from now on.
             num_forgotten: how many examples have gone.
-            left_out: a bound of the norm of what this leaves out of the representations.
+            left_out: bounds of the norms of what this leaves out of the representations and of the gradient in them.
         """
         here = nodes.to(self.embeddings[0].device)
         before = self._moments(*self._rows(here))
@@ -130,7 +133,7 @@ class WarmState:
         self._parts = tuple(p + a - b for p, a, b in zip(self._parts, after, before, strict=True))
         self.degree[nodes], self.draws = degree, draws
         self.num_examples -= num_forgotten
-        self.drift += left_out / self.norm
+        self.drift += max(left_out[0] / self.norm, left_out[1] / self.slope)
 
     def _rows(self, nodes: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.embeddings[0][nodes], [layer[nodes] for layer in self.gradients]

@@ -71,7 +71,7 @@ def by_hand(case, weight, h):
 @pytest.mark.parametrize("case", CASES)
 def test_matrix_products_equal_gathered_rows_and_every_pair_by_hand(case, weight, blocks, monkeypatch):
     if blocks == "many blocks":
-        monkeypatch.setattr(dot_products, "_SPARSE", 12)
+        monkeypatch.setattr(dot_products, "SPARSE", 12)
         monkeypatch.setattr(dot_products, "_DENSE", 8)
     gathered, products = decodings(case, weight)
     h = H.clone().requires_grad_()

@@ -125,6 +125,8 @@ def test_a_pairwise_loss_that_looks_at_other_negatives_is_refused():
     jealous = Loss("jealous", lambda p, n: (n - p).exp() / (n - p).exp().sum(1, keepdim=True), "pairwise")
     with pytest.raises(ObjectiveError, match=r"'jealous' gives a negative another loss beside others.*kind='listwise'"):
         jealous.check_negatives(scores)
-    jealous.check_negatives(scores[:, :2])
+    with pytest.raises(ObjectiveError, match="gives a negative another loss beside others"):
+        jealous.check_negatives(scores[:, :2])
     for loss in (OWN, *map(resolve_loss, ("bpr", "margin", "sampled_bce", "sampled_softmax", "bce"))):
         loss.check_negatives(scores)
+        loss.check_negatives(scores[:, :2])

@@ -67,6 +67,11 @@ class IFRUCallback(lightning.Callback):
             raise MisconfigurationException(
                 f"IFRUCallback got {method!r} as method; wanted an IFRU: IFRUCallback(IFRU(...), request=...)."
             )
+        if not isinstance(evaluate, bool):
+            raise MisconfigurationException(
+                f"IFRUCallback got evaluate={evaluate!r}; wanted True or False: whether to measure the model before "
+                "and after."
+            )
         self.method = IFRU() if method is None else method
         self.request = request
         self.evaluate = evaluate

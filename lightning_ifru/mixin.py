@@ -18,7 +18,7 @@ from lightning_ifru.losses import Loss, LossSpec, resolve_loss, takes_two
 from lightning_ifru.node_rows import node_kinds
 from lightning_ifru.objective import NodeKind, Objective, check_rows
 from lightning_ifru.parameters import Parameters
-from lightning_ifru.stateless import Stateless, decoder_parameters, refuse_kept_graphs
+from lightning_ifru.stateless import Stateless, check_layer_weights, decoder_parameters, refuse_kept_graphs
 from lightning_ifru.weight_decay import l2_decays, l2_penalty
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ class IFRUMixin(_Base):
                 f"the loss of {type(self).__name__} has parameters of its own ({', '.join(learnt)}); wanted a function "
                 "of scores alone: put them into decode."
             )
+        check_layer_weights(type(self).__name__, self.layer_weights)
         call = Stateless(self)
         dense = () if self.scores_dot_products else decoder_parameters(call, parameters, edge_index)
         decays = l2_decays(self, self.configure_optimizers())

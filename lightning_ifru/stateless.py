@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -61,3 +62,19 @@ def refuse_kept_graphs(module: nn.Module) -> None:
                 f"the layer '{name}' of {type(module).__name__} is a {type(part).__name__}(cached=True), which keeps "
                 "the graph with what is to be forgotten; build the module with cached=False and load the weights."
             )
+
+
+def check_layer_weights(name: str, weights: Any) -> None:
+    """Refuse what cannot be the weights of an encoder's layers.
+
+    Raises:
+        ObjectiveError: it is no sequence of at least one finite number.
+    """
+    if weights is None:
+        return
+    numbers = isinstance(weights, (tuple, list)) and all(type(w) in (int, float) for w in weights)
+    if not numbers or not weights or not all(math.isfinite(w) for w in weights):
+        raise ObjectiveError(
+            f"{name} declares layer_weights={weights!r}; wanted a tuple of finite numbers, the weight of the table "
+            "itself first, or None."
+        )

@@ -98,6 +98,9 @@ def unlearn(
             if loaded or ckpt_path is None:
                 raise
             raise loading_refusal(error, ckpt_path, module) from error
+        finally:
+            # Lightning keeps a checkpoint whose loading was refused, and would load it in the next run of any kind.
+            trainer._checkpoint_connector._loaded_checkpoint = {}
     return reports[0]
 
 

@@ -578,3 +578,15 @@ def test_a_local_solve_without_memory_is_refused(monkeypatch):
     monkeypatch.setattr("lightning_ifru.memory.available", lambda device: 1 << 20)
     with pytest.raises(UnlearningError, match=r"needs about .* of memory"):
         _ = unlearning(model, data, one_user(data), IFRU(locality="local")).nearby
+
+
+@pytest.mark.parametrize("weights", [0.5, (), ("a",), (math.nan, 1.0), "ab", (True,)])
+def test_weights_of_layers_that_are_none_are_refused(weights):
+    model, data = brought("bpr", 1)
+
+    class Mistaken(MatrixFactorization):
+        layer_weights = weights
+
+    model = Mistaken(data.num_users, data.num_items, DIM)
+    with pytest.raises(ObjectiveError, match=r"Mistaken declares layer_weights=.*; wanted a tuple of finite numbers"):
+        unlearning(model, data, one_user(data), IFRU())

@@ -954,3 +954,15 @@ def test_without_evaluation_the_model_is_the_same_and_the_report_says_what_it_la
     assert "not evaluated" in str(bare)
     assert "not evaluated" not in str(measured)
     assert json.loads(bare.to_json())["metrics_after"] == {}
+
+
+def test_a_checkpoint_that_was_refused_is_not_loaded_by_the_next_call(trained):
+    trainer, model, data = trained("bpr")
+    old = trainer.checkpoint_callback.best_model_path
+    trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[0]]))
+    weights = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(DataError, match="would bring back"):
+        trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[1]]), ckpt_path=old)
+    assert all(torch.equal(*both) for both in zip(weights, model.parameters(), strict=True))
+    report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[1]]))
+    assert report.num_users_erased == 1

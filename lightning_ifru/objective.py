@@ -240,7 +240,7 @@ class Objective:
                     "deterministic objective: call model.eval(), or switch off dropout and sampling inside of it."
                 )
         h, scores, risk, _ = first
-        if self.linear:
+        if self.linear and bool(torch.isfinite(h).all()):  # else the objective's value says so
             self._check_linear(parameters, edge_index, h)
         if not torch.isfinite(scores).all():
             return  # the objective itself is not finite, which its value says
@@ -263,8 +263,7 @@ class Objective:
                 f"the loss '{self.loss.name}' has no curvature (its second derivative is zero everywhere it was "
                 "tried), so that there is no Newton step; use a smooth loss such as 'bce', 'bpr' or 'mse'."
             )
-        if not (self.linear and self.dot_product and bool(h.any())):  # these depend on their table
-            self._check_dependence(parameters, edge_index, chunk)
+        self._check_dependence(parameters, edge_index, chunk)
 
     def _encoded(self, parameters: Parameters, edge_index: Tensor) -> Tensor:
         h = self.encode(parameters, edge_index)

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rows import Row
-from speed_targets import OWN, PYG, SOLVING, Summary, last, middle, seconds
+from speed_targets import ONE_STEP, OWN, PYG, SOLVING, Summary, last, middle, seconds
 from summary import ordered
 
 #: Okabe and Ito's colours: of this package's forgetting, of its linear algebra alone, and of training.
@@ -31,6 +31,8 @@ def draw_speed(rows: Sequence[Row]) -> Figure:
 def _by_request(axes: Any, rows: Sequence[Row]) -> None:
     summary, points = Summary(list(rows)), []
     for size in ordered(row["request"] for row in rows if row["measure"] == "unlearn"):
+        if size.endswith(ONE_STEP):  # another method's
+            continue
         warm = True if size == "1 user" else None
         named = middle(seconds(rows, ("named",), warm=warm, measure="unlearn", request=size))
         total, solving = (summary.request(size, names, warm=warm) for names in (("total",), SOLVING))

@@ -132,7 +132,7 @@ def _faster(summary: Summary, what: str, of: str, least: float) -> Iterator[Line
         one = summary.request(f"1%{how}")
         times = over(100 * epoch if epoch else None, one)
         if times is None:
-            yield Line(what + how, limit)
+            yield Line(f"{what}{how}", limit)
         else:
             found = f"{times:,.0f} times ({one:.2f} s against 100 × {epoch:.2f} s)"
             yield _judged(what + how, limit, found, times >= least)

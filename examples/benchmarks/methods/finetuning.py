@@ -9,7 +9,6 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from recipes import Scorer, Trained, fit
-from torch.func import grad
 
 from lightning_ifru import UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
@@ -106,7 +105,7 @@ class ControlVariate(Callback):
 
     def __init__(self, staged: Staged) -> None:
         u, self._start = staged.unlearning, staged.start
-        self._objective, self._graph, self._omega = u.objective, u.problem.after, grad(u.objective.regularization)
+        self._objective, self._graph = u.objective, u.problem.after
         influence = u.method.influence(u.objective, u.parameters, u.problem, start=self._start)
         self._b, self._leftover = influence.total, influence.leftover
         self._retained = u.method.sides(u.objective, u.problem).retained_after
@@ -135,11 +134,12 @@ class ControlVariate(Callback):
     def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Correct and scale the gradient, the penalty's included."""
         named = dict(pl_module.named_parameters())
-        omega = self._omega({name: p.detach() for name, p in named.items()})
+        # Beside the nodes' own penalties, of which a batch has its share in the loss.
+        omega = self._objective.penalty_gradient({name: p.detach() for name, p in named.items()}, [])
         b = unravel(self._b, self._start)
         for name, p in named.items():
             assert p.grad is not None
-            p.grad.add_(omega[name] - self._anchor[name] - b[name]).mul_(self._rows[name])
+            p.grad.add_(omega.get(name, 0.0) - self._anchor[name] - b[name]).mul_(self._rows[name])
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stop if the residual has not fallen."""

@@ -39,13 +39,15 @@ def about(rows: Sequence[Row]) -> str:
         h, data, trained = row["hardware"], row["data"], row["trained"]
         made = f"{trained['steps']} steps" if trained["steps"] else f"{trained['epochs']} epochs"
         peaks = max(row["imported_mb"] for row in mine)
+        times = f"{row['repeats']} repetition{'s' if row['repeats'] != 1 else ''}"
+        models = " and ".join(ordered(row["model"] for row in mine))
         # Not the sizes of all, where there are several.
         on = data["name"] if suite != "scaling" else "generated data"
         changes = " with changes" if row["dirty"] else ""
         versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
         lines.append(
-            f"*{suite}*: {row['run'][:10]}, {on}, {row['model']} of dimension {row['recipe']['embedding_dim']} trained "
-            f"for {made}, {row['repeats']} repetitions, {h['cpu']} ({h['cores']} cores), {h['threads']} threads; the "
+            f"*{suite}*: {row['run'][:10]}, {on}, {models} of dimension {row['recipe']['embedding_dim']} trained "
+            f"for {made}, {times}, {h['cpu']} ({h['cores']} cores), {h['threads']} threads; the "
             f"imported libraries hold {peaks:.0f} MB. Commit `{str(row['commit'])[:9]}`{changes}; Python "
             f"{row['python']}, {versions}."
         )

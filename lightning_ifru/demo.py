@@ -30,6 +30,7 @@ from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
 from lightning_ifru.figures import AFTER, BEFORE
 from lightning_ifru.influence import IFRU
+from lightning_ifru.keys import throwaway_key
 from lightning_ifru.metrics import pair_scores
 from lightning_ifru.models import LightGCN, MatrixFactorization
 from lightning_ifru.report import UnlearningReport
@@ -86,7 +87,7 @@ def demo(
     source = _source(data)
     console = Console(record=True)
     # The logger has a folder of its own, because it writes more than the metrics.
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with _quiet(), throwaway_key(), tempfile.TemporaryDirectory() as scratch:
         lightning.seed_everything(seed, verbose=False)
         story = _plant(read_source(source, user=user, item=item, rating=rating), threshold, seed)
         titles = _titles(source, item)

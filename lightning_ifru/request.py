@@ -11,9 +11,7 @@ import hashlib
 import hmac
 import json
 import math
-import os
 import re
-import secrets
 from bisect import bisect_right
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -106,7 +104,7 @@ class UnlearningRequest:
         """Return the HMAC-SHA256 of the request in hex, whatever the order, repetition and type of the ids.
 
         A plain hash could be reversed by trying all ids; this one only by who has the ``key`` (see
-        :func:`digest_key`).
+        :func:`~lightning_ifru.keys.digest_key`).
 
         Raises:
             RequestError: If the key is empty.
@@ -152,19 +150,6 @@ class UnlearningRequest:
             return cls(**parts, lines=lines, rows=rows)
         except (RequestError, DataError) as error:
             raise RequestError(f"the request file {path.name!r} is refused: {error}") from error
-
-
-def digest_key() -> bytes:
-    """Return the key for digests: the environment variable ``LIGHTNING_IFRU_KEY``, or else a random one.
-
-    The random key lives as long as the process: without the variable, digests of two processes differ.
-    """
-    return os.environ.get("LIGHTNING_IFRU_KEY", "").encode() or _process_key()
-
-
-@functools.cache
-def _process_key() -> bytes:
-    return secrets.token_bytes(32)
 
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:

@@ -1,8 +1,6 @@
 import hashlib
 import json
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_ifru.errors import RequestError
 from lightning_ifru.ids import id_text
-from lightning_ifru.request import UnlearningRequest, digest_key
+from lightning_ifru.request import UnlearningRequest
 
 ids = st.one_of(st.integers(), st.text(st.characters(codec="utf-8"), min_size=1))
 requests = st.builds(
@@ -102,20 +100,6 @@ def test_digests_tell_requests_and_keys_apart():
     with pytest.raises(RequestError, match="key is empty"):
         different[0].digest(b"")
     assert different[0] != "something else"
-
-
-def test_the_key_is_the_environments_or_the_processes_own(monkeypatch):
-    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "secret")
-    assert digest_key() == b"secret"
-    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "")
-    own = digest_key()
-    assert len(own) == 32
-    assert own == digest_key()
-    monkeypatch.delenv("LIGHTNING_IFRU_KEY")
-    code = "from lightning_ifru.request import digest_key; print(digest_key().hex())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert len(other.stdout.strip()) == 64
-    assert other.stdout.strip() != own.hex()
 
 
 @given(requests, requests)

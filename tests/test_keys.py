@@ -1,0 +1,162 @@
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lightning_ifru import keys
+from lightning_ifru.errors import UnlearningError
+from lightning_ifru.keys import KEY, KEY_FILE, digest_key, key_name, throwaway_key
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No key anywhere, and a home folder of the test's own."""
+    for name in (KEY, KEY_FILE, "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_environment_comes_first_then_the_file_named_then_the_home(home, monkeypatch):
+    (home / "named").write_text("of the file\n")
+    (home / "named").chmod(0o600)
+    (home / "config/lightning-ifru").mkdir(parents=True)
+    (home / "config/lightning-ifru/key").write_text("of the config\n")
+    (home / "config/lightning-ifru/key").chmod(0o400)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    assert digest_key() == b"of the config"
+    monkeypatch.setenv(KEY_FILE, str(home / "named"))
+    assert digest_key() == b"of the file"
+    monkeypatch.setenv(KEY, " of the environment\n")
+    assert digest_key() == b"of the environment"
+    monkeypatch.setenv(KEY, " ")
+    assert digest_key() == b"of the file"
+    assert not (home / ".config").exists()
+
+
+@pytest.mark.parametrize("relative", ["", "somewhere"])
+def test_a_key_is_made_once_for_its_owner_alone(home, monkeypatch, relative):
+    monkeypatch.setenv("XDG_CONFIG_HOME", relative)
+    key = digest_key()
+    path = home / ".config/lightning-ifru/key"
+    assert [p.name for p in path.parent.iterdir()] == ["key"]
+    assert path.read_bytes().strip() == key == digest_key()
+    assert len(bytes.fromhex(key.decode())) == 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    assert digest_key() != key
+
+
+def test_a_file_that_is_named_and_not_there_is_made(home, monkeypatch):
+    monkeypatch.setenv(KEY_FILE, str(home / "secrets/of/mine"))
+    assert (home / "secrets/of/mine").exists() is False
+    assert digest_key() == (home / "secrets/of/mine").read_bytes().strip()
+
+
+def test_another_process_reads_the_same_key(home):
+    code = "from lightning_ifru.keys import digest_key; print(digest_key().decode())"
+    made = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert made[0] == made[1] == digest_key().decode()
+
+
+def test_who_comes_at_the_same_time_gets_the_same_key():
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: digest_key(), range(8)))) == 1
+
+
+def test_who_was_first_is_not_overwritten(home, monkeypatch):
+    path = home / ".config/lightning-ifru/key"
+    link = os.link
+
+    def slower(source, target):
+        path.write_text("of who was first")
+        path.chmod(0o600)
+        link(source, target)
+
+    monkeypatch.setattr(keys.os, "link", slower)
+    assert digest_key() == b"of who was first"
+    assert [p.name for p in path.parent.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "fragments"),
+    [
+        ("", 0o600, ["holds no key", "put back"]),
+        (" \n", 0o600, ["holds no key"]),
+        ("x" * 5000, 0o600, ["more than 4096 bytes"]),
+        ("x", 0o640, ["by others (mode 640)", "chmod 600"]),
+        ("x", 0o604, ["by others (mode 604)"]),
+        ("x", 0o622, ["by others (mode 622)"]),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_refused(home, monkeypatch, content, mode, fragments):
+    path = home / "key"
+    path.write_text(content)
+    path.chmod(mode)
+    monkeypatch.setenv(KEY_FILE, str(path))
+    with pytest.raises(UnlearningError) as caught:
+        digest_key()
+    for fragment in (*fragments, str(path)):
+        assert fragment in str(caught.value)
+    assert path.read_text() == content
+
+
+def test_what_is_no_file_is_refused(home, monkeypatch):
+    os.mkfifo(home / "pipe", 0o600)
+    monkeypatch.setenv(KEY_FILE, str(home / "pipe"))
+    with pytest.raises(UnlearningError, match="no plain file"):
+        digest_key()
+    monkeypatch.setenv(KEY_FILE, str(home))
+    with pytest.raises(UnlearningError, match="Is a directory"):
+        digest_key()
+
+
+def test_where_none_can_be_made_it_is_said(home, monkeypatch):
+    (home / "file").write_text("in the way of a folder")
+    monkeypatch.setenv(KEY_FILE, str(home / "file/key"))
+    with pytest.raises(UnlearningError, match=r"neither read nor made in .*file/key .*set LIGHTNING_IFRU_KEY"):
+        digest_key()
+    monkeypatch.delenv(KEY_FILE)
+
+    def nobody(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(keys.Path, "home", nobody)
+    with pytest.raises(UnlearningError, match="Could not determine home directory"):
+        digest_key()
+
+
+def test_a_disk_that_is_full_leaves_nothing(home, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keys.os, "fsync", full)
+    with pytest.raises(UnlearningError, match="No space left"):
+        digest_key()
+    assert list((home / ".config/lightning-ifru").iterdir()) == []
+
+
+def test_the_name_of_a_key_says_nothing_of_it():
+    assert key_name(b"a") != key_name(b"b")
+    assert len(bytes.fromhex(key_name(b"a"))) == 8
+
+
+def test_a_throwaway_key_is_of_its_block_alone(home, monkeypatch):
+    seen = []
+    for _ in range(2):
+        with throwaway_key():
+            seen.append(digest_key())
+            assert digest_key() == seen[-1]
+        assert KEY not in os.environ
+    assert seen[0] != seen[1]
+    assert list(home.iterdir()) == []
+    monkeypatch.setenv(KEY, "mine")
+    with throwaway_key():
+        assert digest_key() == b"mine"
+    assert os.environ[KEY] == "mine"

@@ -17,6 +17,7 @@ from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
 from lightning_ifru.interactions import Interactions
+from lightning_ifru.keys import digest_key
 from lightning_ifru.local import LocalSolve
 from lightning_ifru.local_problem import Departure
 from lightning_ifru.locality import Path, WarmStates
@@ -31,7 +32,6 @@ from lightning_ifru.ranks import ALONE, Ranks
 from lightning_ifru.reach import known_hops
 from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
-from lightning_ifru.request import digest_key
 from lightning_ifru.splits import SPLITS
 from lightning_ifru.training_checks import check_batches, check_training_step
 

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch._dynamo import OptimizedModule
 
-from lightning_ifru.checkpoints import new_checkpoint, older_checkpoints, stand_for, warn_of
+from lightning_ifru.checkpoints import checkpoint_folder, new_checkpoint, older_checkpoints, stand_for, warn_of
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.outputs import writing
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
+from lightning_ifru.ranks import Ranks
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.setups import check_setup, evaluation_mode, plainly
+from lightning_ifru.transaction import Transaction, all_or_nothing
 from lightning_ifru.unlearning import Unlearning
 
 
@@ -105,30 +104,31 @@ class IFRUCallback(lightning.Callback):
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
         device = module.device  # Lightning has taken the model off the accelerator by now
-        with all_or_nothing(trainer, module, data) as files, together(trainer):
+        with all_or_nothing(trainer, self, module, data) as transaction, together(trainer):
             data.forget(as_request(self.request))
+            self.request = None
             module.to(trainer.strategy.root_device)
             try:
-                self.unlearn(trainer, module, data, files)
+                self.unlearn(trainer, module, data, transaction)
             finally:
                 module.to(device)
-        self.request = None
 
     def unlearn(
         self,
         trainer: lightning.Trainer,
         module: IFRUMixin,
         data: InteractionDataModule,
-        files: list[Path],
+        transaction: Transaction,
+        output: Path | None = None,
         dry_run: bool = False,
     ) -> UnlearningReport:
         """Apply the staged request of ``data`` to ``module``, inside of a running trainer and :func:`all_or_nothing`.
 
-        On all ranks, :func:`~lightning_ifru.processes.together`. Use ``trainer.unlearn``, which sets up devices and
-        loads checkpoints.
+        On all ranks, :func:`~lightning_ifru.processes.together`. Use ``trainer.unlearn``, which sets up devices, loads
+        checkpoints and keeps others out of the folder of ``output``.
         """
         with shown_phases(trainer) as phases:
-            report = self._unlearn(trainer, module, data, files, dry_run, phases)
+            report = self._unlearn(trainer, module, data, transaction, output, dry_run, phases)
         if report.residual_before and not report.steps:
             rank_zero_warn(
                 "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
@@ -143,10 +143,15 @@ class IFRUCallback(lightning.Callback):
         trainer: lightning.Trainer,
         module: IFRUMixin,
         data: InteractionDataModule,
-        files: list[Path],
+        transaction: Transaction,
+        output: Path | None,
         dry_run: bool,
         phases: Phases,
     ) -> UnlearningReport:
+        def step(text: str) -> None:
+            transaction.check()
+            phases.step(text)
+
         ranks, laps = ranks_of(trainer), [time.perf_counter()]
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
@@ -155,12 +160,13 @@ class IFRUCallback(lightning.Callback):
             if dry_run:
                 phases.begin("estimating")
                 return ranks.first(unlearning.preview())
+            path = self._place(trainer, ranks, transaction, output)
             laps.append(time.perf_counter())
             phases.begin("solving", steps=sum(unlearning.most))
-            update = unlearning.solve(phases.step)
+            update = unlearning.solve(step)
             laps.append(time.perf_counter())
             phases.begin("evaluating" if self.evaluate else "applying")
-            report = unlearning.commit(update, phases.step, evaluate=self.evaluate)
+            report = unlearning.commit(update, step, evaluate=self.evaluate)
         laps.append(time.perf_counter())
         phases.begin("writing")
         seconds = _seconds(laps, update.seconds, report.seconds)
@@ -169,21 +175,51 @@ class IFRUCallback(lightning.Callback):
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        # The first rank writes, so that its folder counts; all look, for Lightning asks all of them for the folder.
-        path = ranks.first(new_checkpoint(trainer, len(self.ledger)))
         if path is not None:
             older = ranks.first(older_checkpoints(trainer, path))
             report = replace(report, checkpoint=str(path), older_checkpoints=older)
             stand_for(trainer, path)
-            files.append(path)
-            trainer.save_checkpoint(path, weights_only=False)
+            self._write(trainer, ranks, transaction, path)
         seconds["checkpoint"] = time.perf_counter() - laps[-1]
         report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
-        drop_loaders(trainer)
+        if path is not None:
+            self._publish(ranks, transaction)
         return report
+
+    def _place(
+        self, trainer: lightning.Trainer, ranks: Ranks, transaction: Transaction, output: Path | None
+    ) -> Path | None:
+        """Return the path of the checkpoint to write, if any, in a folder that nobody else writes into."""
+        if output is not None:
+            return output
+        folder = checkpoint_folder(trainer)  # all look, for Lightning asks all of them
+        if folder is None:
+            return None
+        if ranks.rank == 0:  # which writes, so that its folder counts
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            transaction.hold(folder)
+        return ranks.first(new_checkpoint(trainer, folder, len(self.ledger) + 1))
+
+    def _write(self, trainer: lightning.Trainer, ranks: Ranks, transaction: Transaction, path: Path) -> None:
+        def save(place: Path) -> None:
+            trainer.save_checkpoint(place, weights_only=False)
+            trainer.strategy.checkpoint_io.teardown()  # where it writes in the background, it has written then
+
+        if ranks.rank == 0:
+            transaction.write(path, save)
+        else:
+            save(path)
+
+    def _publish(self, ranks: Ranks, transaction: Transaction) -> None:
+        ranks.meet()  # nobody has failed
+        if ranks.rank == 0:
+            transaction.publish()
+        ranks.meet()
+        transaction.settle()
 
     def _entry(self, report: UnlearningReport) -> dict[str, Any]:
         kept = ("digest", "num_forgotten", "num_users_erased", "num_items_erased", "residual_before", "residual_after")
@@ -223,61 +259,6 @@ def check_pair(module: Any, data: Any, asking: str = "unlearn") -> tuple[IFRUMix
             "trained on."
         )
     return module, data
-
-
-def drop_loaders(trainer: lightning.Trainer) -> None:
-    """Let go of the loaders of past runs, which hold what was forgotten; every run asks for its own anew."""
-    fitting = trainer.fit_loop
-    for loop in (fitting, fitting.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
-        loop._combined_loader = None
-
-
-@contextmanager
-def all_or_nothing(
-    trainer: lightning.Trainer, module: IFRUMixin, data: InteractionDataModule, *, undo: bool = False
-) -> Iterator[list[Path]]:
-    """Put everything back as it was if anything in the block fails, or in any case with ``undo``.
-
-    Weights and buffers, the table, what is staged, optimizers' moments, the ledger and what Lightning's checkpoint
-    callbacks know; the files put into the list are removed.
-    """
-    device, dtype = module.device, module.dtype
-    tensors = {name: tensor.detach().clone() for name, tensor in _tensors(module)}
-    moments = [(optimizer, dict(optimizer.state)) for optimizer in trainer.optimizers]
-    keepers = [c for c in trainer.callbacks if isinstance(c, (IFRUCallback, Checkpoint))]  # type: ignore[attr-defined]
-    attributes = [(callback, dict(vars(callback))) for callback in keepers]
-    files: list[Path] = []
-    with data.revocable() as undo_data:
-        try:
-            yield files
-        except BaseException:
-            undo = True
-            raise
-        finally:
-            if undo:
-                with torch.inference_mode(False), torch.no_grad():
-                    if module.dtype != dtype:  # the trainer has converted it
-                        module.to(dtype)
-                    for name, tensor in _tensors(module):
-                        if name in tensors:
-                            tensor.data = tensor.data.to(tensors[name].dtype)
-                            tensor.copy_(tensors[name])
-                module.to(device)
-                module.release_graph()
-                undo_data()
-                for optimizer, state in moments:
-                    optimizer.state.clear()
-                    optimizer.state.update(state)
-                for callback, known in attributes:
-                    vars(callback).clear()
-                    vars(callback).update(known)
-                for path in files:
-                    path.unlink(missing_ok=True)
-
-
-def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def as_request(request: UnlearningRequest | str | Path) -> UnlearningRequest:

@@ -11,13 +11,15 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 
-def new_checkpoint(trainer: lightning.Trainer, number: int) -> Path | None:
-    """Return a path not in use yet for the unlearned checkpoint, or ``None`` where the trainer writes none."""
-    callbacks = _callbacks(trainer)
-    if not callbacks or getattr(trainer, "fast_dev_run", False):
-        return None
-    directory, stem = _directory(trainer), _stem(callbacks)
-    while (path := directory / f"{stem}-{number}.ckpt").exists():
+def checkpoint_folder(trainer: lightning.Trainer) -> Path | None:
+    """Return the folder that the trainer writes checkpoints into, or ``None`` where it writes none."""
+    return None if not _callbacks(trainer) or getattr(trainer, "fast_dev_run", False) else _directory(trainer)
+
+
+def new_checkpoint(trainer: lightning.Trainer, folder: Path, number: int) -> Path:
+    """Return a path in a folder, not in use yet, for the unlearned checkpoint."""
+    stem = _stem(_callbacks(trainer))
+    while (path := folder / f"{stem}-{number}.ckpt").exists():
         number += 1
     return path
 

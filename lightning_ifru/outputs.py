@@ -1,14 +1,21 @@
-"""Files that a command writes: refused before the work if they cannot be, and never there in part."""
+"""Files that are written whole or not at all, where nobody else writes: refused before the work if they cannot be."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from lightning_ifru.errors import DataError
+
+#: In a folder that is unlearned into, empty and for ever: to take it away could let two processes in at once.
+LOCK = ".lightning-ifru.lock"
+_UNFINISHED = ".lightning-ifru-"
 
 
 def check_target(path: Path, overwrite: bool, option: str) -> None:
@@ -17,7 +24,7 @@ def check_target(path: Path, overwrite: bool, option: str) -> None:
     Args:
         path: of the file to write later.
         overwrite: whether it may exist.
-        option: what names the path on the command line, for the message.
+        option: what names the path where it was given, for the message.
 
     Raises:
         DataError: the path is a folder, its folder does not exist or cannot be written to, or it exists.
@@ -38,6 +45,51 @@ def check_target(path: Path, overwrite: bool, option: str) -> None:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process into a folder that does the same, and clear away what one that was killed has left there.
+
+    Raises:
+        DataError: another process is in it, or nothing can be written there.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with alone_in(folder), alone_in(folder):  # doctest: +ELLIPSIS
+        ...     pass
+        Traceback (most recent call last):
+        lightning_ifru.errors.DataError: another unlearning writes into ...
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise DataError(
+            f"another unlearning writes into {folder} at this moment; wait until it has ended, or give another folder."
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"nothing can be written into {folder} ({error.strerror or error}); make room or take away what forbids "
+            "it, or give another folder."
+        ) from error
+    try:
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, beside ``path`` in a hidden folder that goes with the block.
+
+    If the process is killed, the next one that is :func:`alone_in` the folder takes the hidden one away.
+    """
+    # In the same folder, so that the last step is a renaming; in one of its own, for a file with the usual rights.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_UNFINISHED, ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / path.name
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to, whose file takes the place of ``path`` at the block's end; after an error nothing does.
 
@@ -51,11 +103,40 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> os.listdir(folder)
         ['a.txt']
     """
+    # Hidden by another name, for nobody need be alone in the folder of a report.
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        place = Path(folder) / path.name
+        yield place
+        sync(place)
+        os.replace(place, path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence which file it was that could not be written.
+
+    Raises:
+        DataError: in place of what the operating system says.
+    """
     try:
-        # In the same folder, so that the last step is a renaming; in one of its own, for a file with the usual rights.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            place = Path(folder) / path.name
-            yield place
-            os.replace(place, path)
+        yield
     except OSError as error:
-        raise DataError(f"{path} could not be written ({error.strerror}); give another path.") from error
+        raise DataError(f"{path} could not be written ({error.strerror or error}); give another path.") from error
+
+
+def sync(path: Path) -> None:
+    """Return when a file would survive a loss of power."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder would survive a loss of power."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,14 +11,16 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_ifru.callback import IFRUCallback, all_or_nothing, as_request, check_pair
+from lightning_ifru.callback import IFRUCallback, as_request, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
+from lightning_ifru.outputs import check_target
 from lightning_ifru.processes import together
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.setups import check_setup
+from lightning_ifru.transaction import all_or_nothing
 
 
 def unlearn(
@@ -28,6 +30,7 @@ def unlearn(
     model: lightning.LightningModule | None = None,
     request: UnlearningRequest | str | Path | None = None,
     ckpt_path: str | Path | None = None,
+    output: str | Path | None = None,
     dry_run: bool = False,
     weights_only: bool | None = None,
 ) -> UnlearningReport:
@@ -44,12 +47,14 @@ def unlearn(
         model: the model; by default that of the trainer, with the weights it has now.
         request: staged first, in addition to what is staged: a request, or the path of a request file.
         ckpt_path: a checkpoint to load first: a path, ``"best"`` or ``"last"``. What it has forgotten stays forgotten.
+        output: the checkpoint to write, in place of one that is there; by default the trainer's checkpoint callbacks
+            say where, and without any none is written. It appears as a whole, at once and last of all: until then
+            nothing is changed, and from then on all is. A ledger stands beside it, see :mod:`~lightning_ifru.ledger`.
         dry_run: only say what would be forgotten and at what cost; nothing is changed.
         weights_only: passed on to Lightning's loading of the checkpoint; ``False`` allows any Python object in it.
 
     Returns:
-        What happened. Where the trainer writes checkpoints, an unlearned one has been written, and ``"best"`` and
-        ``"last"`` now stand for it.
+        What happened. Where a checkpoint has been written, ``"best"`` and ``"last"`` now stand for it.
 
     Raises:
         MisconfigurationException: no callback or two, no model, no data, an unsuitable strategy or precision, a
@@ -79,11 +84,18 @@ def unlearn(
         with together(trainer):
             if trainer.ckpt_path:
                 _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading))
-            reports.append(callback.unlearn(trainer, module, data, files, dry_run))
+            reports.append(callback.unlearn(trainer, module, data, transaction, target, dry_run))
         return []
 
-    with all_or_nothing(trainer, module, data, undo=dry_run) as files, _instead(trainer, callback, meet, run):
+    target = None if output is None or dry_run else Path(output)
+    with (
+        all_or_nothing(trainer, callback, module, data, undo=dry_run) as transaction,
+        _instead(trainer, callback, meet, run),
+    ):
         try:
+            if target is not None and trainer.is_global_zero:
+                check_target(target, True, "output")
+                transaction.hold(target.parent)
             if request is not None:
                 data.forget(as_request(request))
             if data.pending is None:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
 from lightning_ifru.keys import KEY
 from lightning_ifru.models import LightGCN, MatrixFactorization
+from lightning_ifru.outputs import LOCK
 
 NUM_USERS, NUM_ITEMS = 40, 30
 
@@ -147,6 +148,11 @@ def _columns(data):
 _FIELDS = ("user", "item", "label")
 
 
+def _files(folder):
+    """The files below a folder, but for the empty ones that keep others out while somebody writes."""
+    return [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name != LOCK]
+
+
 class State:
     """All that an unlearning may change, as it is now; ``check`` asserts that it still is, to the bit."""
 
@@ -155,7 +161,7 @@ class State:
         self.seen = self._read()
 
     def _read(self):
-        seen = {"files": {p: p.read_bytes() for p in sorted(Path(self.folder).rglob("*")) if p.is_file()}}
+        seen = {"files": {p: p.read_bytes() for p in _files(self.folder)}}
         if self.model is not None:
             seen["weights"] = {name: p.detach().clone() for name, p in self.model.state_dict().items()}
             seen["modes"] = {name: part.training for name, part in self.model.named_modules()}

@@ -28,3 +28,11 @@ class SolverError(UnlearningError):
 
 class RankError(UnlearningError):
     """The processes that share an unlearning do not agree, or one of them has failed."""
+
+
+class DegradationError(UnlearningError):
+    """The corrected model would be worse than the tolerance allows: its loss or a metric."""
+
+
+class IncompleteError(UnlearningError):
+    """The correction is not to be trusted, and the callback is to refuse it then."""

@@ -77,8 +77,10 @@ class Update:
         residual_before, residual_after: :math:`\|r(\theta)\|` at the start and at the end.
         stationarity: :math:`\|\nabla J(\hat\theta)\| / \|b\|`.
         by_hop: :math:`\|b\|` by distance from what is forgotten, see :func:`~lightning_ifru.hops.influence_by_hop`.
+        risk_before, risk_after: :math:`J(\cdot; R, G')` at the start and at the end.
         steps: the accepted steps.
         cg_iterations: products with the curvature in all, those of rejected steps included.
+        negative_curvature: linear systems that were seen not to be positive definite; no step comes from one.
         unknowns: the number of node rows solved for.
         rows_changed: the number of node rows that differ from the original ones, reset rows included.
         seconds: the time of ``influence`` and ``solve``.
@@ -94,8 +96,11 @@ class Update:
     residual_after: float
     stationarity: float
     by_hop: dict[str, float]
+    risk_before: float
+    risk_after: float
     steps: tuple[Step, ...]
     cg_iterations: int
+    negative_curvature: int
     unknowns: int
     rows_changed: int
     seconds: dict[str, float]
@@ -283,6 +288,7 @@ class IFRU:
         search = NewtonSearch(self, system, report)
         stationarity = objective.ranks.first(norm(influence.leftover * free) / size if size else math.inf)
         theta, steps = search.run(-b, stationarity) if size else (start, ())
+        risk = objective.ranks.first(system.look(start)[0])
         seconds["solve"] = time.perf_counter() - clock
         return Update(
             parameters=theta,
@@ -292,8 +298,11 @@ class IFRU:
             residual_after=steps[-1].residual if steps else size,
             stationarity=stationarity,
             by_hop=influence_by_hop(b, objective, parameters, problem),
+            risk_before=risk,
+            risk_after=steps[-1].risk if steps else risk,
             steps=steps,
             cg_iterations=search.products,
+            negative_curvature=search.negative,
             unknowns=int(nodes.sum()),
             rows_changed=_rows_changed(objective, parameters, theta),
             seconds=seconds,

@@ -88,8 +88,11 @@ class LocalSolve:
             residual_after=steps[-1].residual if steps else size,
             stationarity=stationarity,
             by_hop=self._by_hop(b),
+            risk_before=self._risk,
+            risk_after=steps[-1].risk if steps else self._risk,
             steps=steps,
             cg_iterations=search.products,
+            negative_curvature=search.negative,
             unknowns=int(problem.unknown.sum()),
             rows_changed=int((self._rows != before[problem.here]).any(dim=1).sum()),
             seconds=seconds,
@@ -105,7 +108,8 @@ class LocalSolve:
         problem, b = self._problem, self._influence
         objective, start = self._objective(), {self._warm.model.name: problem.start}
         nothing = torch.empty(2, 0, dtype=torch.long)  # the encoder has a graph of its own
-        (gradient,) = objective.gradient(start, nothing, [problem.examples]).values()
+        self._risk, gradients = objective.value_and_gradient(start, nothing, [problem.examples])
+        (gradient,) = gradients.values()
         unknown = problem.unknown.to(b).unsqueeze(1).expand_as(b).reshape(-1)
         return System(
             objective=objective,

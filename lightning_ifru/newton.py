@@ -108,21 +108,26 @@ class System:
             precision=DRAWN if objective.loss.needs_negatives else EXACT,
         )
 
+    def look(self, theta: Parameters) -> tuple[float, Tensor]:
+        r"""Return the risk :math:`J(\theta; R, G')` and :math:`r(\theta)`, ``[P]``."""
+        risk, gradient = self.objective.value_and_gradient(theta, self.edge_index, self.examples)
+        return risk, (ravel(gradient) - self.leftover) * self.free
+
     def residual(self, theta: Parameters) -> Tensor:
         r"""Return :math:`r(\theta)`, ``[P]``."""
-        gradient = self.objective.gradient(theta, self.edge_index, self.examples)
-        return (ravel(gradient) - self.leftover) * self.free
+        return self.look(theta)[1]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One accepted Newton step: its curvature, damping, how the solve went, and ``‖r‖`` after it."""
+    """One accepted Newton step: its curvature, damping, how the solve went, and ``‖r‖`` and the risk after it."""
 
     curvature: CurvatureName
     damping: float
     status: Status
     cg_iterations: int
     residual: float
+    risk: float
 
 
 class NewtonSearch:
@@ -132,12 +137,19 @@ class NewtonSearch:
         method: the hyper-parameters.
         system: what is solved.
         report: called with a short text at every product and trial.
+
+    Attributes:
+        products: products with the curvature so far.
+        negative: linear systems so far that were seen not to be positive definite.
+
+    Raises:
+        ObjectiveError: the influence or the curvature has values that are not finite, or there is no curvature.
     """
 
     def __init__(self, method: IFRU, system: System, report: Progress) -> None:
         self.method, self.system, self.report = method, system, report
         self.dampings = DAMPINGS if method.damping is None else (method.damping,)
-        self.products = 0
+        self.products = self.negative = 0
         # The mean curvature is probed where the first step is taken from.
         self._matrix: Curvature | None = None
 
@@ -148,10 +160,13 @@ class NewtonSearch:
             kinds = (self.method.curvature,)
         elif stationarity > 1.0:
             kinds = ("gauss-newton",)
+        size = self._norm(residual)
+        for name, number in (("influence", size), ("training's gradient / influence", stationarity)):
+            if not math.isfinite(number):
+                raise ObjectiveError(_not_finite(f"the {name} has the norm {number}"))
         metric = self._metric()
         at = _FIRST_DAMPING if self.method.damping is None else 0
         theta, steps = self.system.start, list[Step]()
-        size = self._norm(residual)
         complete = self.system.precision * size
         while len(steps) < self.method.max_steps and size > complete:
             found = (self._step(kind, theta, residual, metric, at) for kind in kinds)
@@ -215,6 +230,9 @@ class NewtonSearch:
                 if squares**0.5 <= _SURE * total:
                     break
             means[name] = total / probed / max(1.0, float(kept.sum()))
+        wrong = [name for name, mean in means.items() if not math.isfinite(mean)]
+        if wrong:
+            raise ObjectiveError(_not_finite(f"the mean curvature of '{wrong[0]}' is {means[wrong[0]]}"))
         largest = max(means.values())
         if not largest > 0.0:
             raise ObjectiveError(
@@ -238,13 +256,13 @@ class NewtonSearch:
             agree=self.system.objective.ranks.first,
         )
         sizes: dict[int, float] = {}
-        tried: dict[int, tuple[Solution, Parameters, Tensor]] = {}
+        tried: dict[int, _Trial] = {}
 
         def size(index: int) -> float:
             if index not in sizes:
                 solution = space.solve(self.dampings[index])
-                sizes[index], moved, reached = self._try(theta, solution)
-                tried[index] = solution, moved, reached
+                tried[index] = self._try(theta, solution)
+                sizes[index] = tried[index].size
                 self.report(f"{kind} damping {self.dampings[index]:g}")
                 # What is worse than indifferent is not taken, and its vectors are let go of.
                 most = (1 + 2 * _INDIFFERENT) * min(sizes.values())
@@ -253,28 +271,53 @@ class NewtonSearch:
             return sizes[index]
 
         best = _walk(size, at, len(self.dampings), self._norm(residual))
+        # Beside Gauss-Newton the Hessian is an offer, which a second derivative without a value takes back.
+        if not space.finite and not (kind == "hessian" and self.method.curvature == "auto"):
+            raise ObjectiveError(_not_finite(f"a product with the {kind} matrix has values"))
         if best not in tried or not math.isfinite(size(best)):  # let go of, where all are worse than standing still
             return None
-        solution, moved, reached = tried[best]
-        step = Step(kind, self.dampings[best], solution.status, solution.iterations, sizes[best])
-        return step, moved, best, reached
+        found = tried[best]
+        solution = found.solution
+        step = Step(kind, self.dampings[best], solution.status, solution.iterations, found.size, found.risk)
+        return step, found.parameters, best, found.residual
 
-    def _try(self, theta: Parameters, solution: Solution) -> tuple[float, Parameters, Tensor]:
-        """Return ``‖r‖`` after a solution's step; infinite where the system was not positive definite."""
+    def _try(self, theta: Parameters, solution: Solution) -> _Trial:
+        """Take a solution's step; its size is infinite where the system was not positive definite."""
+        nowhere = _Trial(solution, theta, self.system.leftover, math.inf, math.inf)
         if solution.status in (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN):
-            return math.inf, theta, self.system.leftover
+            self.negative += solution.status is Status.NEGATIVE_CURVATURE
+            return nowhere
         delta = unravel(solution.value * self.system.kept, theta)
         # Rows that are no unknowns stay as they are to the bit, signed zeros and all.
         moved = {name: torch.where(delta[name] != 0, theta[name] + delta[name], theta[name]) for name in theta}
         try:
-            reached = self.system.residual(moved)
+            risk, reached = self.system.look(moved)
         except ObjectiveError:
-            return math.inf, theta, self.system.leftover
-        return self._norm(reached), moved, reached
+            return nowhere
+        size = self._norm(reached)
+        return _Trial(solution, moved, reached, size, risk) if math.isfinite(size) else nowhere
 
     def _norm(self, vector: Tensor) -> float:
         # All ranks decide alike, by the first one's rounding.
         return self.system.objective.ranks.first(norm(vector))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A solution, the parameters it leads to, ``r`` there and its norm, and the risk."""
+
+    solution: Solution
+    parameters: Parameters
+    residual: Tensor
+    size: float
+    risk: float
+
+
+def _not_finite(found: str) -> str:
+    return (
+        f"{found}, where all must be finite numbers; nothing was changed: check the model for roots, logarithms and "
+        "divisions at zero, whose derivatives have no value, and its weights for very large ones."
+    )
 
 
 def _walk(size: Callable[[int], float], start: int, length: int, current: float) -> int:

@@ -28,13 +28,18 @@ class UnlearningReport:
     Attributes:
         digest: keyed digest (HMAC) of the request.
         num_forgotten: interactions forgotten, by split in ``forgotten_by_split``.
+        already_absent: entries of the request that had been forgotten before; where all were, ``num_forgotten`` is 0
+            and nothing was changed.
         num_users_erased, num_items_erased: users and items left without a training interaction, whose rows are reset.
         direct_norm, spillover_norm: norms of the two parts of the influence :math:`b`, equation (1).
         residual_before, residual_after: :math:`\|r\|`, zero when unlearning is complete.
         stationarity: :math:`\|\nabla J(\hat\theta)\| / \|b\|`; the larger it is, the less a small residual proves.
+        risk_before, risk_after: the training objective on what stays, on the graph that stays, where the steps start
+            and where they end.
         curvature, damping: of the last accepted step.
         steps: the number of accepted steps; ``trajectory`` has each.
         cg_iterations: products with the curvature in all.
+        negative_curvature: linear systems that were seen not to be positive definite; no step comes from one.
         unknowns: node rows solved for.
         rows_changed: node rows that changed, reset ones included.
         affected_nodes: nodes whose representation the change of the graph can reach; ``None`` if that is not known,
@@ -58,6 +63,11 @@ class UnlearningReport:
             ``influence`` and ``solve``, the ``check`` that all is finite, ``evaluate`` if
             that was asked for, ``apply``, and ``checkpoint`` with the ledger; and their sum ``total``.
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
+        verdict: whether the correction is to be trusted: ``"complete"``, ``"complete within tolerance"`` or ``"retrain
+            advised"``, see :class:`~lightning_ifru.verdict.Tolerance`; ``"retrained"`` where that was done, and
+            ``None`` of a dry run and where there was nothing to forget. ``verdict_reasons`` say why, a sentence each.
+        drift: what this request and those before it have left, which the next one's verdict goes on from, see
+            :class:`~lightning_ifru.verdict.Drift`.
         dry_run: whether nothing was changed.
         expected: of a dry run: curvature ``products`` and ``seconds`` at most; most solves end far earlier.
         checkpoint: where the unlearned checkpoint was written.
@@ -69,16 +79,20 @@ class UnlearningReport:
     forgotten_by_split: dict[str, int]
     num_users_erased: int
     num_items_erased: int
+    already_absent: int = 0
     direct_norm: float | None = None
     spillover_norm: float | None = None
     residual_before: float | None = None
     residual_after: float | None = None
     stationarity: float | None = None
+    risk_before: float | None = None
+    risk_after: float | None = None
     curvature: str | None = None
     damping: float | None = None
     steps: int = 0
     trajectory: list[dict[str, Any]] = field(default_factory=list, repr=False)
     cg_iterations: int = 0
+    negative_curvature: int = 0
     unknowns: int = 0
     rows_changed: int = 0
     affected_nodes: int | None = None
@@ -93,6 +107,9 @@ class UnlearningReport:
     score_shift: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics_before: dict[str, float | None] = field(default_factory=dict)
     metrics_after: dict[str, float | None] = field(default_factory=dict)
+    verdict: str | None = None
+    verdict_reasons: list[str] = field(default_factory=list)
+    drift: dict[str, float] = field(default_factory=dict, repr=False)
     dry_run: bool = False
     expected: dict[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
@@ -137,7 +154,7 @@ class UnlearningReport:
         values = finite(asdict(self))
         flat = {name: value for name, value in values.items() if not isinstance(value, dict)}
         flat["items_changed"] = self.items_changed
-        for group in ("influence_by_hop", "score_shift", "seconds", "metrics_before", "metrics_after"):
+        for group in ("drift", "influence_by_hop", "score_shift", "seconds", "metrics_before", "metrics_after"):
             flat.update({f"{group}/{name}": value for name, value in values[group].items()})
         return {f"unlearn/{name}": float(v) for name, v in flat.items() if type(v) in (int, float)}
 

@@ -22,6 +22,13 @@ def title(report: UnlearningReport) -> str:
 
 def summary(report: UnlearningReport) -> Iterator[tuple[str, str]]:
     """Yield what is said and the number, for what happened or would happen."""
+    if report.verdict is not None:
+        yield "verdict", report.verdict
+    if report.already_absent:
+        yield "entries forgotten before", f"{report.already_absent:,}"
+    if report.already_absent and not report.num_forgotten:
+        yield "interactions", "none: nothing was changed"
+        return
     splits = ", ".join(f"{count:,} {name}" for name, count in report.forgotten_by_split.items())
     yield "interactions", f"{report.num_forgotten:,}"
     yield "of which", splits

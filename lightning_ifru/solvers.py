@@ -5,6 +5,7 @@ A solver knows a matrix only as a product with a vector; it never knows whether 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -61,6 +62,9 @@ class KrylovSpace:
         agree: ``scalar -> scalar``, called with every number that decides or scales, where several processes compute
             alike: gives all of them one of theirs. By default a number stays as it is.
 
+    Attributes:
+        finite: whether all products so far had finite values; a shift ends at one that has not.
+
     Raises:
         SolverError: shapes that do not fit, values that are not finite, a preconditioner that is not positive.
 
@@ -90,6 +94,7 @@ class KrylovSpace:
         self._norm, self._eps = float(norm), torch.finfo(rhs.dtype).eps
         self._basis = [start / norm] if self._norm else [torch.zeros_like(rhs)]
         self._beta = norm.new_zeros(())
+        self.finite = True
         # Lanczos' tridiagonal matrix, row by row: its diagonal and what follows it.
         self._rows: list[tuple[float, float]] = []
 
@@ -134,6 +139,7 @@ class KrylovSpace:
         if not rows or (self._rows and self._rows[-1][1] == 0.0):
             return False
         values = torch.stack(rows).tolist()
+        self.finite = self.finite and all(map(math.isfinite, values))
         for alpha, beta in zip(values[::2], values[1::2], strict=True):
             self._rows.append((alpha, beta))
             if beta == 0.0:  # the space is all there is

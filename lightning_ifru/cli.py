@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_ifru
 from lightning_ifru.audit_command import audit_command
@@ -18,7 +20,9 @@ from lightning_ifru.training_command import TrainingCommand
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a subcommand and return the exit code: 0, 1 with one sentence on the standard error, 130 if interrupted.
+    """Run a subcommand and return the exit code: that of the command, 0 by default.
+
+    1 with one sentence on the standard error if it refuses, 130 if it is interrupted, 143 if it is told to end.
 
     Args:
         args: the arguments; those of the process if ``None``.
@@ -35,17 +39,20 @@ def main(args: list[str] | None = None) -> int:
     name = parser.parse_args(args[:1]).subcommand
     usage, description, command = _COMMANDS[name]
     try:
-        command(name, args[1:], description, f"lightning-ifru {name} {usage}")
+        code = command(name, args[1:], description, f"lightning-ifru {name} {usage}")
     except (UnlearningError, MisconfigurationException) as error:
         sys.stderr.write(f"lightning-ifru: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
         return _interrupted()
+    except SIGTERMException:
+        sys.stderr.write("lightning-ifru: told to end.\n")
+        return 128 + signal.SIGTERM
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own way out
             return _interrupted()
         raise
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def demo_command(name: str, args: list[str], description: str, usage: str) -> None:
@@ -139,7 +146,9 @@ exit codes:
   0    done
   1    refused, with one sentence on the standard error; nothing was written
   2    the command line or the config cannot be parsed
+  3    residue was found, or a ledger does not hold
   130  interrupted
+  143  told to end (SIGTERM)
 Anything else is a fault of ours or of your own module, and ends in a traceback.
 
 Options may be spelt with dashes or underscores. Every command takes --config FILE, several times if need be, of which

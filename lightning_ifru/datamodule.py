@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
+from lightning_ifru.array_settings import holds_data
 from lightning_ifru.batches import Batch, HeldOutBatches, TrainingBatches, held_out_loader, training_loader
 from lightning_ifru.encoding import Duplicates
 from lightning_ifru.errors import DataError, RequestError
+from lightning_ifru.forgotten import ForgottenRecord
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.hetero import node_counts
 from lightning_ifru.interactions import Interactions, InteractionTable
+from lightning_ifru.keys import digest_key
 from lightning_ifru.removal import Removal
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.sources import Source, read_source
@@ -213,13 +216,17 @@ class InteractionDataModule(lightning.LightningDataModule):
     def forget(self, request: UnlearningRequest) -> None:
         """Stage a request, in addition to what is staged already; nothing is forgotten yet.
 
+        What was forgotten before is no error, here or in a checkpoint taken over: there is then less to do, or nothing.
+
         Raises:
-            RequestError: If it names what is unknown or would leave nothing; what was staged before stays so.
+            RequestError: If it names what was never there or would leave nothing; what was staged before stays so.
+            UnlearningError: If there is no key under which to record what is forgotten, and none can be made.
         """
         if not isinstance(request, UnlearningRequest):
             raise RequestError(f"got a {type(request).__name__}; pass UnlearningRequest(users=..., items=...).")
         staged = request if self._pending is None else self._pending | request
         self.table.plan(staged)
+        digest_key()  # refused now, rather than when the weights are about to change
         self._pending = staged
 
     def discard(self) -> None:
@@ -239,6 +246,8 @@ class InteractionDataModule(lightning.LightningDataModule):
     def commit(self, removal: Removal) -> None:
         """Apply a removal to the data: loaders and graphs made from now on are without it."""
         graph = self._next[1] if self._next is not None and self._next[0] is removal else None
+        if not len(removal.positions):
+            graph = self._graph
         self.table.remove(removal)
         # Handed on, so that what a model keeps of this graph is made once for the solve and for all that follows.
         self._pending, self._graph, self._next = None, graph, None
@@ -300,13 +309,25 @@ class InteractionDataModule(lightning.LightningDataModule):
             DataError: The data have forgotten more than the checkpoint; nothing was changed.
         """
         state = checkpoint.get(type(self).__qualname__) or {}
-        known, forgotten = int(state.get("num_forgotten", 0)), self.table.num_forgotten
-        if forgotten > known:
+        remembered = self.table.record.beyond(ForgottenRecord.of_state(state.get("forgotten_record", {})))
+        if remembered:
             raise DataError(
-                f"the checkpoint has forgotten {known} interactions and the data {forgotten}, so that its weights "
-                "would bring back what was forgotten since; give the one that the last unlearning wrote, or read "
-                "the data anew and request everything again."
+                f"the checkpoint has forgotten {int(state.get('num_forgotten', 0))} interactions and the data "
+                f"{self.table.num_forgotten}, some of them others, so that its weights would bring back what was "
+                "forgotten; give the one that the last unlearning wrote, or read the data anew and request everything "
+                "again."
             )
+
+    def _set_hparams(self, hp: Any) -> None:
+        """Keep settings alone: every hyper-parameter goes through here, whoever saves it.
+
+        A source of arrays that a subclass saves by ``save_hyperparameters()`` would be in ``hparams`` and
+        ``hparams_initial``, in what loggers write and in every checkpoint, the forgotten included, long after they have
+        left the data. The path of a file is kept.
+        """
+        settings = self._to_hparams_dict(hp)
+        source = getattr(self, "_source", None)
+        super()._set_hparams({name: value for name, value in settings.items() if not holds_data(value, source)})
 
     def _held_out(self, split: str) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         interactions = self.table.select(split)

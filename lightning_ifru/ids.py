@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,10 @@ class IdIndex:
         """Return the position of every id, compared by text; -1 where it is unknown or erased."""
         return np.array([self._places.get(id_text(value), -1) for value in ids], dtype=np.int64)
 
+    def texts(self, positions: Positions) -> list[str]:
+        """Return the texts by which the ids at these positions are compared; none of them may be erased."""
+        return [id_text(value) for value in self.ids[positions]]
+
     def retire(self, positions: Tensor) -> None:
         """Erase the ids at these positions (an index or a mask); all other positions stay."""
         # Copies, because an array handed out before, and a copy of the index, stay what they were. They are copies of
@@ -92,6 +96,15 @@ class IdIndex:
             self._hashes = self._hashes.copy()
             self._hashes[where] = 0
         self.ids, self._places = ids, places
+
+    def revive(self, ids: Mapping[int, Any]) -> None:
+        """Give ids back to positions that have none."""
+        texts = self._places | {id_text(value): place for place, value in ids.items()}
+        values = self.ids.copy()
+        for place, value in ids.items():
+            values[place] = value
+        self.ids, self._places, self._hashes = values, texts, None
+        self._is_plain = self._is_plain and all(isinstance(value, (str, int, float)) for value in ids.values())
 
     def hashes(self) -> npt.NDArray[np.uint64]:
         """Return a 64-bit hash of every id's text, 0 where it was erased; not to be written to."""

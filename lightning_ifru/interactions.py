@@ -19,11 +19,14 @@ from torch import Tensor
 
 from lightning_ifru.encoding import Duplicates, Encoded
 from lightning_ifru.errors import DataError
-from lightning_ifru.ids import IdIndex, Positions
+from lightning_ifru.forgotten import ForgottenRecord
+from lightning_ifru.ids import Positions
 from lightning_ifru.incidence import Incidence
-from lightning_ifru.placement import ByList, Hashes, mix, pair_hashes, placement_of
+from lightning_ifru.keys import digest_key
+from lightning_ifru.placement import ByList, Hashes, mix, pair_hashes
 from lightning_ifru.removal import Removal, plan_removal
 from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.restoring import restored
 from lightning_ifru.row_index import RowIndex
 from lightning_ifru.splits import SPLITS, RandomSplit, Split
 
@@ -69,6 +72,7 @@ class InteractionTable:
 
     Attributes:
         trained: Which rows training had before anything was forgotten, a bool mask over all rows.
+        record: What was forgotten, here and in the checkpoints taken over.
         all_edges: Whether every interaction is an edge, whatever its label.
 
     Args:
@@ -113,11 +117,12 @@ class InteractionTable:
         self.label = torch.from_numpy(encoded.label)
         self.alive = torch.ones(len(self.user), dtype=torch.bool)
         self._candidate = _mask(encoded.item, len(self.items))
+        self.record = ForgottenRecord()
         self._forgotten_elsewhere = 0
         self._written: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._index: RowIndex | None = None
         self._placement = split.place(encoded.pairs)
-        self.split = self._placement.assign(self._row_hashes(self.alive, self._placement.seed))
+        self.split = self._placement.assign(self.row_hashes(self.alive, self._placement.seed))
         self.trained = self.split == 0
         if not self.trained.any():
             raise DataError(f"none of {len(self)} rows is left for training; give more or choose smaller fractions.")
@@ -172,9 +177,10 @@ class InteractionTable:
     def plan(self, request: UnlearningRequest) -> Removal:
         """Return what a request would remove; nothing is changed.
 
+        What was forgotten before is no error: see :attr:`Removal.absent`.
+
         Raises:
-            RequestError: If an id or pair is unknown or already forgotten, or nothing would be left to train
-                on.
+            RequestError: If an id or pair was never there, or nothing would be left to train on.
         """
         return plan_removal(self, request)
 
@@ -182,20 +188,33 @@ class InteractionTable:
     def remove(self, removal: Removal) -> None:
         """Apply a removal: clear its rows, erase the ids and withdraw the candidates without any interaction.
 
-        An id is kept as long as validation or test still hold one of its interactions: it is then no secret.
+        An id is kept as long as validation or test still hold one of its interactions: it is then no secret. What goes
+        is recorded, so that it is recognised when it is named again.
+
+        Raises:
+            UnlearningError: If there is no key for the record; see :func:`~lightning_ifru.keys.digest_key`.
         """
         rows = removal.positions[self.alive[removal.positions]]
         if not len(rows):
             return
+        key = digest_key()
         # To hash, count and sort all that stays took far longer than one person's rows do.
-        index, hashes = self._indexed(), self._row_hashes(rows, self._placement.seed)
-        index.drop(rows, self.user[rows], self.item[rows], self.split[rows] == 0, self._labelled_hashes(rows))
+        index, hashes = self._indexed(), self.row_hashes(rows, self._placement.seed)
+        pairs = self.users.texts(self.user[rows].numpy()), self.items.texts(self.item[rows].numpy())
+        index.drop(rows, self.user[rows], self.item[rows], self.split[rows] == 0, self.labelled_hashes(rows))
         self._clear(rows)
         self._placement = self._placement.without(hashes)
         self._candidate = self._candidate.clone()
         self._candidate[removal.withdrawn] = False
-        self.users.retire(removal.users[index.by_user.counts[removal.users] == 0])
-        self.items.retire(removal.items[index.by_item.counts[removal.items] == 0])
+        users = removal.users[index.by_user.counts[removal.users] == 0]
+        items = removal.items[index.by_item.counts[removal.items] == 0]
+        whole = (
+            dict(zip(side.texts(gone.numpy()), gone.tolist(), strict=True))
+            for side, gone in ((self.users, users), (self.items, items))
+        )
+        self.record = self.record.adding(key, zip(*pairs, strict=True), *whole)
+        self.users.retire(users)
+        self.items.retire(items)
 
     @contextmanager
     def revocable(self) -> Iterator[Callable[[], None]]:
@@ -233,8 +252,8 @@ class InteractionTable:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to find the same positions, splits and holes again.
 
-        Of the forgotten rows it holds the positions in the table only, and whether training had them where that
-        cannot be worked out again: not even a hash, which could be reversed.
+        Of the forgotten rows it holds the positions in the table, whether training had them where that cannot be
+        worked out again, and keyed digests of their pairs; see :class:`~lightning_ifru.forgotten.ForgottenRecord`.
         """
         forgotten = (~self.alive).nonzero().flatten()
         listed = {"forgotten_trained": self.trained[forgotten]} if isinstance(self._placement, ByList) else {}
@@ -247,6 +266,7 @@ class InteractionTable:
             "forgotten": forgotten,
             **listed,
             "num_forgotten": self.num_forgotten,
+            "forgotten_record": self.record.state(),
             "fingerprint": self._indexed().fingerprint,
         }
 
@@ -254,66 +274,27 @@ class InteractionTable:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a checkpoint's positions, splits and holes; what either has forgotten stays forgotten.
 
-        The source may be the one the checkpoint was trained on, or the same without the forgotten rows. If
-        nothing was ever forgotten, other interactions between the checkpoint's users and items will do as
-        well; where the checkpoint lists its validation and test pairs, all others are then train.
+        The source may be the one the checkpoint was trained on, or the same without the forgotten rows, or any other
+        with interactions between the checkpoint's users and items, as one is that has grown since: its forgotten
+        pairs are recognised by their digests, and so are users and items that were forgotten and have come back in
+        new rows. They get their old position. Where the checkpoint lists its validation and test pairs, all others
+        are then train.
 
         Raises:
             DataError: If the data are not those of the checkpoint; the table is as it was.
+            UnlearningError: If the forgotten would have to be recognised with another key than the present one; the
+                table is as it was.
         """
         absent = sorted(STATE_KEYS - set(state))
         if absent:
             raise DataError(f"the state of the data lacks {absent[0]!r}; pass one that state() has returned.")
-        placement = placement_of(state)
-        users, items = IdIndex(state["user_ids"]), IdIndex(state["item_ids"])
-        same_layout = self.users.fits(users) and self.items.fits(items)
-        mine = int((~self.alive).sum()) + self._forgotten_elsewhere
-        drop = self._rows_to_drop(state, same_layout, mine)
-        kept = self.alive if drop is None else self.alive & ~drop
-        user = torch.from_numpy(self.users.moves(users))[self.user]
-        item = torch.from_numpy(self.items.moves(items))[self.item]
-        split = torch.full_like(self.split, -1)
-        split[self.alive] = placement.assign(self._row_hashes(self.alive, placement.seed))
-        trained = torch.where(self.alive, split == 0, self.trained)
-        if isinstance(placement, ByList) and drop is not None and drop.any():
-            trained[state["forgotten"].cpu()] = state["forgotten_trained"].cpu()
-        if drop is None or bool(((user < 0) | (item < 0))[kept].any()) or not (split[kept] == 0).any():
-            raise DataError(
-                f"the data are not those the checkpoint was trained on: they have {int(self.alive.sum())} "
-                f"interactions, the checkpoint {state['num_rows']} with {len(state['forgotten'])} forgotten; "
-                "read the same source, columns and threshold again, or the same without what was forgotten."
-            )
-
-        candidate = torch.ones(len(items), dtype=torch.bool)
-        candidate[state["withdrawn_items"].cpu()] = False
-        if mine and same_layout:
-            users.retire(torch.from_numpy(self.users.erased))
-            items.retire(torch.from_numpy(self.items.erased))
-            candidate &= self._candidate
-        candidate[item[kept]] = True  # an item can have its first interaction since
-        self.users, self.items, self._candidate = users, items, candidate
-        self.user, self.item = user.where(kept, -1), item.where(kept, -1)
-        self.split, self.trained = split, trained
-        self._clear((~kept).nonzero().flatten())
-        self._placement = placement.keeping(self._row_hashes(self.alive, placement.seed))
+        found = restored(self, state)
+        self.users, self.items, self._candidate, self.record = found.users, found.items, found.candidate, found.record
+        self.user, self.item, self.split, self.trained = found.user, found.item, found.split, found.trained
+        self._clear((~found.kept).nonzero().flatten())
+        self._placement = found.placement.keeping(self.row_hashes(self.alive, found.placement.seed))
         self._index = None
-        cleared = int((~kept).sum())
-        self._forgotten_elsewhere = max(mine, int(state["num_forgotten"]), cleared) - cleared
-
-    def _rows_to_drop(self, state: Mapping[str, Any], same_layout: bool, mine: int) -> Tensor | None:
-        """The alive rows that the checkpoint has forgotten; None if the data are not the checkpoint's."""
-        nothing = torch.zeros(len(self), dtype=torch.bool)
-        same_source = len(self) == state["num_rows"]
-        forgotten = _mask(state["forgotten"].cpu().numpy(), len(self)) if same_source else nothing
-        for drop in (nothing, forgotten):
-            rows = self.alive & ~drop
-            same_count = int(rows.sum()) == state["num_rows"] - len(state["forgotten"])
-            if same_count and self._labelled_hashes(rows).sum(dtype=np.uint64) == state["fingerprint"]:
-                return drop
-        if mine and same_layout and (same_source or not state["num_forgotten"]):
-            # What was forgotten here can no longer be compared, its values are gone: equal ids must do.
-            return forgotten
-        return None if mine or state["num_forgotten"] else nothing
+        self._forgotten_elsewhere = found.num_forgotten - int((~self.alive).count_nonzero())
 
     def _clear(self, rows: Tensor) -> None:
         for column, blank in ((self.user, -1), (self.item, -1), (self.label, 0), (self.split, -1), (self.alive, False)):
@@ -323,24 +304,25 @@ class InteractionTable:
 
     def _indexed(self) -> RowIndex:
         if self._index is None:
-            hashes, sizes = self._labelled_hashes(self.alive), (len(self.users), len(self.items))
+            hashes, sizes = self.labelled_hashes(self.alive), (len(self.users), len(self.items))
             self._index = RowIndex(self.user, self.item, self.rows("train"), hashes, sizes)
         return self._index
 
-    def _row_hashes(self, rows: Tensor, seed: int) -> Hashes:
+    def row_hashes(self, rows: Tensor, seed: int) -> Hashes:
+        """Return the hashes of the pairs of some rows, a mask or an index; none of them may be cleared."""
         user = self.users.hashes()[self.user[rows].numpy()]
         return pair_hashes(user, self.items.hashes()[self.item[rows].numpy()], seed)
 
-    def _labelled_hashes(self, rows: Tensor) -> Hashes:
-        """A number for each labelled pair, whatever its position; their sum is that of the set."""
+    def labelled_hashes(self, rows: Tensor) -> Hashes:
+        """Return a number for each labelled pair, whatever its position; their sum is that of the set."""
         label = self.label[rows].numpy().view(np.uint32).astype(np.uint64)
-        return mix(self._row_hashes(rows, 0) + mix(label))
+        return mix(self.row_hashes(rows, 0) + mix(label))
 
 
 #: What every state of the data holds; one that lists its held-out pairs has no cuts and some more.
 STATE_KEYS = {
     *("user_ids", "item_ids", "withdrawn_items", "seed", "cuts"),
-    *("num_rows", "forgotten", "num_forgotten", "fingerprint"),
+    *("num_rows", "forgotten", "num_forgotten", "forgotten_record", "fingerprint"),
 }
 
 

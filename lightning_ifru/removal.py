@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.errors import RequestError
+from lightning_ifru.forgotten import Known
 from lightning_ifru.ids import Positions
 from lightning_ifru.incidence import Incidence
+from lightning_ifru.keys import digest_key
 from lightning_ifru.request import LineKey, UnlearningRequest
 from lightning_ifru.splits import SPLITS
 
@@ -34,6 +36,8 @@ class Removal:
             split, as the shortened source would not know them. One that is held out can still be drawn and
             recommended, as an item that was never trained on can.
         counts: Number of interactions that go, per split.
+        absent: Number of the request's entries of which nothing is there any more, because it was forgotten before.
+            With all of them absent nothing goes.
     """
 
     positions: Tensor
@@ -42,13 +46,14 @@ class Removal:
     items: Tensor
     withdrawn: Tensor
     counts: dict[str, int]
+    absent: int = 0
 
 
 def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal:
     """Return what a request would remove from a table; nothing is changed.
 
     Raises:
-        RequestError: If an id or pair is unknown or already forgotten, or nothing would be left to train on.
+        RequestError: If an id or pair was never there, or nothing would be left to train on.
     """
     keys: dict[str, list[Any]] = {"user": [], "item": [], "interaction": []}
     for kind, text in request.texts:
@@ -59,13 +64,17 @@ def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal
     pair_item = table.items.lookup(pair[1] for pair in pairs)
     pair_rows, pair_known = _rows_of_pairs(table, pair_user, pair_item)
     # Nodes of a graph have a position, and yet nothing to forget where they have no edges.
-    unknown: list[LineKey] = [("user", keys["user"][k]) for k in _without_rows(table.by_user, users)]
-    unknown += [("item", keys["item"][k]) for k in _without_rows(table.by_item, items)]
-    unknown += [("interaction", pairs[k]) for k in np.flatnonzero(~pair_known)]
-    if unknown:
-        raise RequestError(_unknown(unknown, request))
+    missing: list[LineKey] = [("user", keys["user"][k]) for k in _without_rows(table.by_user, users)]
+    missing += [("item", keys["item"][k]) for k in _without_rows(table.by_item, items)]
+    missing += [("interaction", pairs[k]) for k in np.flatnonzero(~pair_known)]
+    if missing:
+        _check_forgotten(table, missing, request)
 
-    whole = (table.by_user.rows(torch.from_numpy(users))[0], table.by_item.rows(torch.from_numpy(items))[0])
+    # What is missing has no rows; -1 would be the last position.
+    whole = (
+        table.by_user.rows(torch.from_numpy(users[users >= 0]))[0],
+        table.by_item.rows(torch.from_numpy(items[items >= 0]))[0],
+    )
     positions = torch.cat([*whole, pair_rows]).unique()
     split = table.split[positions]
     counts = {name: int((split == k).sum()) for k, name in enumerate(SPLITS)}
@@ -76,7 +85,7 @@ def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal
     gone_items, withdrawn = _emptied(table.item[positions], split, table.by_item.counts, table.train_counts[1])
     rows = torch.zeros(len(table), dtype=torch.bool)
     rows[positions] = True
-    return Removal(positions, rows, gone_users, gone_items, withdrawn, counts)
+    return Removal(positions, rows, gone_users, gone_items, withdrawn, counts, absent=len(missing))
 
 
 def _rows_of_pairs(table: InteractionTable, user: Positions, item: Positions) -> tuple[Tensor, Any]:
@@ -112,9 +121,35 @@ def _emptied(column: Tensor, split: Tensor, counts: Tensor, train_counts: Tensor
     return touched[absent | untrained], touched[absent]
 
 
-def _unknown(keys: list[LineKey], request: UnlearningRequest) -> str:
-    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return (
-        f"{len(keys)} of the request's entries are not in the data or were forgotten before: "
-        f"{', '.join(map(request.named, keys[:5]))}{more}; correct or remove them and ask again."
+def _check_forgotten(table: InteractionTable, missing: list[LineKey], request: UnlearningRequest) -> None:
+    """Refuse entries that are not there, unless they were forgotten.
+
+    Raises:
+        RequestError: Some were not, or it cannot be told with the present key.
+    """
+    known = table.record.under(digest_key()) if table.record else None
+    unknown = [key for key in missing if known is None or not _was_forgotten(table, known, *key)]
+    if not unknown:
+        return
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    some = f"{', '.join(map(request.named, unknown[:5]))}{more}"
+    if known is not None and known.others:
+        raise RequestError(
+            f"{len(unknown)} of the request's entries are not in the data: {some}; whether they were forgotten before "
+            f"cannot be told, for {known.wanted}."
+        )
+    raise RequestError(
+        f"{len(unknown)} of the request's entries are not in the data and were not forgotten before: {some}; correct "
+        "or remove them and ask again."
     )
+
+
+def _was_forgotten(table: InteractionTable, known: Known, kind: str, text: Any) -> bool:
+    if kind == "interaction":
+        user, item = text
+        if known.pair(user, item):
+            return True
+        return _was_forgotten(table, known, "user", user) or _was_forgotten(table, known, "item", item)
+    index, asked = (table.users, known.user) if kind == "user" else (table.items, known.item)
+    # Who has come back, and has no rows in this source, is not forgotten: the model has learned from the new ones.
+    return int(index.lookup([text])[0]) < 0 and asked(text)

@@ -385,8 +385,16 @@ def test_a_checkpoint_carries_what_is_forgotten_into_a_new_process(tmp_path):
     assert torch.equal(fresh.graph(), data.graph())
     assert fresh.graph() is not graph
     assert again.seen["fit"] == pairs(data.train)
-    with pytest.raises(RequestError, match="u3"):
-        fresh.forget(UnlearningRequest(users=["u3"]))
+    graph = fresh.graph()
+    fresh.forget(UnlearningRequest(users=["u3"], interactions=[("u5", "i1"), ("u3", "i2")]))
+    removal = fresh.removal()
+    assert (len(removal.positions), removal.absent) == (0, 3)
+    assert fresh.graph(without=removal) is graph
+    fresh.commit(removal)
+    assert fresh.graph() is graph
+    assert fresh.pending is None
+    with pytest.raises(RequestError, match="u33"):
+        fresh.forget(UnlearningRequest(users=["u3", "u33"]))
 
 
 @pytest.mark.parametrize("loss", ["bce", "bpr"])

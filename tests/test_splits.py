@@ -1,13 +1,12 @@
 """The rules of dividing against naive loops, and that forgetting moves nobody under any of them."""
 
-import io
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from states import assert_same, through_a_file
 
 from lightning_ifru.batches import TrainingBatches
 from lightning_ifru.errors import DataError
@@ -151,13 +150,6 @@ def test_users_with_fewer_than_three_pairs_hold_out_none():
 # --- forgetting
 
 
-def through_a_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 def hashes_of(pairs):
     """The hashes of pairs of ids, from scratch."""
     user, item = (
@@ -222,12 +214,6 @@ def test_forgetting_any_pairs_moves_no_other(rule, duplicates, interactions, dat
     third.restore(through_a_file(shortened.state()))
     assert contents(third) == contents(shortened)
     assert contents(third)[0] == last
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name], name
 
 
 def test_a_list_in_memory_tells_nothing_of_the_forgotten():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from lightning_ifru.ids import IdIndex
 from lightning_ifru.interactions import STATE_KEYS, InteractionTable
 from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.outputs import sha256_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Exhibit:
             loaded = cls(
                 role=role,
                 file=Path(path).name,
-                sha256=_sha256(path),
+                sha256=sha256_of(path),
                 weights=dict(checkpoint["state_dict"]),
                 ledger=checkpoint.get("callbacks", {}).get(IFRUCallback().state_key, {}).get("ledger", []),
                 data=checkpoint.get(type(data).__qualname__) or {},
@@ -209,14 +209,6 @@ def edges(table: InteractionTable) -> Tensor:
     """Return the ``edge_index`` ``[2, 2E]`` of a table's positive training interactions."""
     some = table.select("train", positive=True)
     return bipartite_edge_index(some.user, some.item, len(table.users))
-
-
-def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
 import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -13,12 +12,9 @@ from pathlib import Path
 
 import lightning
 import torch
-import torch_geometric
-import torchmetrics
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-import lightning_ifru
 from lightning_ifru.audit_evidence import Evidence, Exhibit, edges
 from lightning_ifru.audit_questions import Answers, Questions
 from lightning_ifru.audit_report import Attack, AuditReport, Closeness
@@ -38,6 +34,7 @@ from lightning_ifru.metrics import (
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.node_rows import node_kinds
 from lightning_ifru.splits import SPLITS
+from lightning_ifru.versions import versions
 
 
 def audit(
@@ -139,7 +136,7 @@ def _measure(evidence: Evidence, module: IFRUMixin, data: InteractionDataModule,
     return AuditReport(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         model=type(module).__name__,
-        versions=_versions(),
+        versions=versions(),
         files=[{"role": e.role, "file": e.file, "sha256": e.sha256} for e in evidence.exhibits],
         requests=[{name: entry[name] for name in _OF_REQUESTS if name in entry} for entry in evidence.requests],
         counts={
@@ -213,17 +210,6 @@ def _overlap(original: Answers, unlearned: Answers, retrained: Sequence[Answers]
 
 def _mean(values: Iterable[Tensor]) -> float:
     return float(torch.stack(list(values)).mean())
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "lightning-ifru": lightning_ifru.__version__,
-        "lightning": lightning.__version__,
-        "torch": str(torch.__version__),
-        "torch-geometric": torch_geometric.__version__,
-        "torchmetrics": torchmetrics.__version__,
-        "python": platform.python_version(),
-    }
 
 
 #: What of a ledger's entry goes into the report: nothing but what may be attached to the request.

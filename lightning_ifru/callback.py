@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch._dynamo import OptimizedModule
 
-from lightning_ifru.checkpoints import checkpoint_folder, new_checkpoint, older_checkpoints, stand_for, warn_of
+from lightning_ifru.checkpoints import older_checkpoints, stand_for, warn_of
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
+from lightning_ifru.keys import digest_key
+from lightning_ifru.ledger import Entry, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
-from lightning_ifru.outputs import writing
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.ranks import Ranks
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.setups import check_setup, evaluation_mode, plainly
+from lightning_ifru.target import Target
 from lightning_ifru.transaction import Transaction, all_or_nothing
 from lightning_ifru.unlearning import Unlearning
 
@@ -74,7 +75,7 @@ class IFRUCallback(lightning.Callback):
         self.method = IFRU() if method is None else method
         self.request = request
         self.evaluate = evaluate
-        self.ledger: list[dict[str, Any]] = []
+        self.ledger: list[Entry] = []
         self.report: UnlearningReport | None = None
         self._states = WarmStates()
 
@@ -156,11 +157,14 @@ class IFRUCallback(lightning.Callback):
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
             check_same(ranks, module, data, self.method)
+            target = None if dry_run else Target.of(trainer, ranks, transaction, output, self.ledger)
+            if not len(data.removal().positions):
+                return self._nothing_left(trainer, ranks, data, target, laps[0])
             unlearning = Unlearning.of(module, data, self.method, ranks, self._states)
-            if dry_run:
+            if target is None:
                 phases.begin("estimating")
                 return ranks.first(unlearning.preview())
-            path = self._place(trainer, ranks, transaction, output)
+            target.warn_of_later(self.ledger)
             laps.append(time.perf_counter())
             phases.begin("solving", steps=sum(unlearning.most))
             update = unlearning.solve(step)
@@ -171,64 +175,56 @@ class IFRUCallback(lightning.Callback):
         phases.begin("writing")
         seconds = _seconds(laps, update.seconds, report.seconds)
         report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
-        self.ledger = [*self.ledger, ranks.first(self._entry(report))]
+        self.ledger = [*self.ledger, ranks.first(new_entry(report, self.method, self.ledger, target.before))]
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        if path is not None:
-            older = ranks.first(older_checkpoints(trainer, path))
-            report = replace(report, checkpoint=str(path), older_checkpoints=older)
-            stand_for(trainer, path)
-            self._write(trainer, ranks, transaction, path)
-        seconds["checkpoint"] = time.perf_counter() - laps[-1]
-        report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
+        if target.path is not None:
+            older = ranks.first(older_checkpoints(trainer, target.path))
+            report = replace(report, checkpoint=str(target.path), older_checkpoints=older)
+            stand_for(trainer, target.path)
+        target.write()
+        report = ranks.first(_timed(report, seconds, laps[-1]))
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
-        if path is not None:
-            self._publish(ranks, transaction)
-        return report
+        target.publish(self.ledger)
+        return ranks.first(_timed(report, seconds, laps[-1]))
 
-    def _place(
-        self, trainer: lightning.Trainer, ranks: Ranks, transaction: Transaction, output: Path | None
-    ) -> Path | None:
-        """Return the path of the checkpoint to write, if any, in a folder that nobody else writes into."""
-        if output is not None:
-            return output
-        folder = checkpoint_folder(trainer)  # all look, for Lightning asks all of them
-        if folder is None:
-            return None
-        if ranks.rank == 0:  # which writes, so that its folder counts
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            transaction.hold(folder)
-        return ranks.first(new_checkpoint(trainer, folder, len(self.ledger) + 1))
+    def _nothing_left(
+        self,
+        trainer: lightning.Trainer,
+        ranks: Ranks,
+        data: InteractionDataModule,
+        target: Target | None,
+        since: float,
+    ) -> UnlearningReport:
+        """All that is staged was forgotten before: change nothing, and say so."""
+        removal, request = data.removal(), data.pending
+        assert request is not None  # the removal was planned from it
+        report = UnlearningReport(
+            digest=request.digest(digest_key()),
+            num_forgotten=0,
+            forgotten_by_split=removal.counts,
+            num_users_erased=0,
+            num_items_erased=0,
+            already_absent=removal.absent,
+            dry_run=target is None,
+        )
+        if target is not None:
+            data.discard()
+            target.leave(self.ledger)
+            if target.loaded is not None:
+                older = older_checkpoints(trainer, target.loaded)
+                report = replace(report, checkpoint=str(target.loaded), older_checkpoints=older)
+        rank_zero_info("All of the request was forgotten before; nothing was changed, and nothing is written.")
+        return ranks.first(replace(report, seconds={"total": time.perf_counter() - since}))
 
-    def _write(self, trainer: lightning.Trainer, ranks: Ranks, transaction: Transaction, path: Path) -> None:
-        def save(place: Path) -> None:
-            trainer.save_checkpoint(place, weights_only=False)
-            trainer.strategy.checkpoint_io.teardown()  # where it writes in the background, it has written then
 
-        if ranks.rank == 0:
-            transaction.write(path, save)
-        else:
-            save(path)
-
-    def _publish(self, ranks: Ranks, transaction: Transaction) -> None:
-        ranks.meet()  # nobody has failed
-        if ranks.rank == 0:
-            transaction.publish()
-        ranks.meet()
-        transaction.settle()
-
-    def _entry(self, report: UnlearningReport) -> dict[str, Any]:
-        kept = ("digest", "num_forgotten", "num_users_erased", "num_items_erased", "residual_before", "residual_after")
-        return {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **{name: getattr(report, name) for name in kept},
-            "seconds": report.seconds["total"],
-            "method": asdict(self.method),
-        }
+def _timed(report: UnlearningReport, seconds: dict[str, float], since: float) -> UnlearningReport:
+    """The report with the time that the checkpoint has taken until now."""
+    seconds = seconds | {"checkpoint": time.perf_counter() - since}
+    return replace(report, seconds=seconds | {"total": sum(seconds.values())})
 
 
 def _seconds(laps: list[float], solving: dict[str, float], measuring: dict[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -22,6 +23,12 @@ def new_checkpoint(trainer: lightning.Trainer, folder: Path, number: int) -> Pat
     while (path := folder / f"{stem}-{number}.ckpt").exists():
         number += 1
     return path
+
+
+def loaded_checkpoint(trainer: lightning.Trainer) -> Path | None:
+    """Return the file of what is unlearned; ``None`` where there is none, or a fit has moved the weights since."""
+    fitting, path = trainer.state.fn == TrainerFn.FITTING, trainer.ckpt_path
+    return Path(path) if path and not fitting and Path(path).is_file() else None
 
 
 def older_checkpoints(trainer: lightning.Trainer, written: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_ifru.callback import IFRUCallback, as_request, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.keys import digest_key
+from lightning_ifru.ledger import is_result
 from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
 from lightning_ifru.outputs import check_target
 from lightning_ifru.processes import together
@@ -68,6 +72,7 @@ def unlearn(
     check_setup(trainer, module)
     reports: list[UnlearningReport] = []
     refused: list[UnlearningError] = []
+    asked: UnlearningRequest | None = None
     loaded = False
 
     def meet() -> None:
@@ -84,6 +89,8 @@ def unlearn(
         with together(trainer):
             if trainer.ckpt_path:
                 _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading))
+                if asked is not None:  # the checkpoint knows what was forgotten before
+                    data.forget(asked)
             reports.append(callback.unlearn(trainer, module, data, transaction, target, dry_run))
         return []
 
@@ -93,13 +100,19 @@ def unlearn(
         _instead(trainer, callback, meet, run),
     ):
         try:
-            if target is not None and trainer.is_global_zero:
-                check_target(target, True, "output")
-                transaction.hold(target.parent)
-            if request is not None:
-                data.forget(as_request(request))
-            if data.pending is None:
+            asked = None if request is None else as_request(request)
+            if asked is not None and ckpt_path is None:
+                data.forget(asked)
+            if data.pending is None and asked is None:
                 data.removal()  # raises: nothing is staged
+            if target is not None:
+                check_target(target, True, "output")
+                if trainer.is_global_zero:
+                    transaction.hold(target.parent)
+                wanted = [one for one in (data.pending, asked) if one is not None]
+                digest = functools.reduce(operator.or_, wanted).digest(digest_key())
+                if ckpt_path is not None and is_result(target, digest, callback.method, Path(ckpt_path)):
+                    ckpt_path = target  # a run that broke off had come to its end
         except UnlearningError as refusal:
             if trainer.world_size == 1:
                 raise

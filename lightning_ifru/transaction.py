@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.node_buffers import saved_settings
 from lightning_ifru.outputs import alone_in, sync, sync_folder, unfinished, writing
 
 
@@ -142,11 +143,12 @@ def drop_loaders(trainer: lightning.Trainer) -> None:
 
 
 class _Weights:
-    """A module's weights and buffers as they are now."""
+    """A module's weights, buffers and hyper-parameters as they are now."""
 
     def __init__(self, module: IFRUMixin) -> None:
         self._module, self._device, self._dtype = module, module.device, module.dtype
         self._tensors = {name: tensor.detach().clone() for name, tensor in _tensors(module)}
+        self._settings = [(settings, dict(settings)) for settings in saved_settings(module)]
 
     def put_back(self) -> None:
         module = self._module
@@ -159,6 +161,8 @@ class _Weights:
                     tensor.copy_(self._tensors[name])
         module.to(self._device)
         module.release_graph()
+        for settings, known in self._settings:
+            settings.update(known)
 
 
 @contextmanager

@@ -1,0 +1,193 @@
+"""The ledger: what was forgotten, when and how, in JSON lines beside the checkpoints, and no id of anybody.
+
+The checkpoint carries the truth, for it appears at once and with all it says of itself. A line of the file beside it is
+an entry of the checkpoint's ledger with what only the file can know: the name of the checkpoint, its hash, and the hash
+of the line before, so that no line can be changed or taken out without those after it saying so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_ifru.finite import finite
+from lightning_ifru.influence import IFRU
+from lightning_ifru.keys import digest_key, key_name
+from lightning_ifru.loading import LOADING_ERRORS
+from lightning_ifru.outputs import sha256_of, sync_folder
+from lightning_ifru.report import UnlearningReport
+from lightning_ifru.versions import versions
+
+#: The name of the file.
+LEDGER = "ledger.jsonl"
+
+Entry = dict[str, Any]
+
+
+def new_entry(report: UnlearningReport, method: IFRU, earlier: Sequence[Entry], before: str | None) -> Entry:
+    """Return what the ledger says of an unlearning: nothing that tells whose data were forgotten without the key.
+
+    Args:
+        report: what happened.
+        method: the method, with its hyper-parameters.
+        earlier: the entries before, of which the first has named the line of models that all are of.
+        before: the hash of the checkpoint file that was unlearned, ``None`` where there was no file.
+    """
+    entry = {
+        "id": secrets.token_hex(16),
+        "line": next((one["line"] for one in earlier if "line" in one), None) or secrets.token_hex(16),
+        "number": len(earlier) + 1,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "key": key_name(digest_key()),
+        **{name: getattr(report, name) for name in _OF_THE_REPORT},
+        "seconds": report.seconds["total"],
+        "method": asdict(method),
+        "versions": versions(),
+        "checkpoint_before": before,
+    }
+    return json.loads(json.dumps(finite(entry)))  # as it will be read, to the bit
+
+
+def entries_in(checkpoint: Path) -> list[Entry] | None:
+    """Return the entries that a checkpoint file carries; ``None`` where it cannot be read as one.
+
+    Nothing but tensors and plain values is loaded, and of tensors nothing but where they are.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        states = content["callbacks"].values() if isinstance(content, Mapping) and "callbacks" in content else ()
+        found = [state["ledger"] for state in states if isinstance(state, Mapping) and "ledger" in state]
+        entries = [dict(entry) for entry in found[0]] if found else []
+        return entries if all(isinstance(entry.get("id", ""), str) for entry in entries) else None
+    except (*LOADING_ERRORS, TypeError, AttributeError):
+        return None
+
+
+def is_result(checkpoint: Path, digest: str, method: IFRU, loaded: Path) -> bool:
+    """Return whether a checkpoint file is what a request has made of another one, and so need not be made again.
+
+    Args:
+        checkpoint: the file.
+        digest: of the request, under the present key.
+        method: with its hyper-parameters.
+        loaded: the other file.
+    """
+    entries = entries_in(checkpoint)
+    if not entries or not loaded.is_file():
+        return False
+    last, wanted = entries[-1], {"digest": digest, "method": finite(asdict(method))}
+    same = all(last.get(name) == value for name, value in wanted.items())
+    return same and last.get("checkpoint_before") == sha256_of(loaded)
+
+
+class Ledger:
+    """The file as it is now; what follows its last whole line, if a process was killed while writing, does not count.
+
+    Args:
+        path: of the file, there already or not.
+
+    Raises:
+        OSError: it is there and cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), LEDGER)
+        >>> Ledger(path).append([{"id": "a", "line": "m"}, {"id": "b", "line": "m"}], {"b": ("b.ckpt", "12ab")})
+        2
+        >>> _ = path.write_bytes(path.read_bytes() + b'{"id": "c", "li')
+        >>> [line["checkpoint"] for line in Ledger(path).lines], Ledger(path).append([{"id": "c", "line": "m"}], {})
+        ([None, 'b.ckpt'], 1)
+        >>> Ledger(path).lines[2]["previous"] == hashlib.sha256(Ledger(path).texts[1]).hexdigest()
+        True
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = path.read_bytes() if path.exists() else b""
+        *self.texts, rest = content.split(b"\n")
+        #: The lines, ``None`` for what is no line of a ledger.
+        self.lines = [_parsed(text) for text in self.texts]
+        self.torn = len(rest)
+        self._size = len(content) - self.torn
+
+    def append(self, entries: Sequence[Entry], files: Mapping[str, tuple[str, str]]) -> int:
+        """Add lines for those entries that have none yet, and return how many; take away what was torn. Once at most.
+
+        Args:
+            entries: in their order. Those of versions without ids are left out.
+            files: of entries, by their ids, the name and the hash of the checkpoint that was written with them.
+
+        Raises:
+            OSError: they could not be added; the file is as it was.
+        """
+        known = {line["id"] for line in self.lines if line is not None}
+        texts = list(self.texts)
+        for entry in entries:
+            if isinstance(entry.get("id"), str) and entry["id"] not in known:
+                name, after = files.get(entry["id"], (None, None))
+                previous = hashlib.sha256(texts[-1]).hexdigest() if texts else None
+                line = {**entry, "checkpoint": name, "checkpoint_after": after, "previous": previous}
+                texts.append(json.dumps(line, allow_nan=False).encode())
+        added = texts[len(self.texts) :]
+        if added or self.torn:
+            self._write(b"".join(text + b"\n" for text in added))
+        return len(added)
+
+    def unknown_to(self, entries: Sequence[Entry], before: str | None) -> list[Entry]:
+        """Return the lines of unlearnings that have gone on from where a checkpoint is, without it.
+
+        Args:
+            entries: the ones that the checkpoint carries.
+            before: the hash of its file.
+        """
+        ids, models = ({one[name] for one in entries if isinstance(one.get(name), str)} for name in ("id", "line"))
+        return [
+            line
+            for line in self.lines
+            if line is not None
+            and line["id"] not in ids
+            and (line["line"] in models or (before is not None and line.get("checkpoint_before") == before))
+        ]
+
+    def _write(self, added: bytes) -> None:
+        """Put what is added after the last whole line, on the disk."""
+        new = not self.path.exists()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(descriptor, self._size)
+            try:
+                os.lseek(descriptor, 0, os.SEEK_END)
+                while added:
+                    added = added[os.write(descriptor, added) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, self._size)
+                raise
+        finally:
+            os.close(descriptor)
+        if new:
+            sync_folder(self.path.parent)
+
+
+def _parsed(text: bytes) -> Entry | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    named = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in ("id", "line"))
+    return line if named and isinstance(line.get("checkpoint"), (str, type(None))) else None
+
+
+_OF_THE_REPORT = (
+    *("digest", "num_forgotten", "forgotten_by_split", "num_users_erased", "num_items_erased"),
+    *("residual_before", "residual_after", "stationarity", "negative_curvature", "verdict", "verdict_reasons", "drift"),
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from types import FunctionType
@@ -15,7 +14,7 @@ from torch import Tensor
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.examples import Chunk, Examples
 from lightning_ifru.losses import Loss, LossSpec, resolve_loss, takes_two
-from lightning_ifru.node_rows import node_kinds
+from lightning_ifru.node_rows import fresh_rows, node_kinds
 from lightning_ifru.objective import NodeKind, Objective, check_rows
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.stateless import Stateless, check_layer_weights, decoder_parameters, refuse_kept_graphs
@@ -45,6 +44,8 @@ class IFRUMixin(_Base):
             :meth:`resolved_loss` reads it.
         node_parameters: which parameters hold rows of ``"user"``, ``"item"`` or ``"node"`` (users, then items);
             ``None``: inferred from the embedding tables, where their sizes leave no doubt.
+        node_buffers: the same for buffers and frozen parameters, such as features, of which the rows of the erased are
+            cleared; ``None``: inferred; ``{}``: none.
         message_passing_hops: how many edges away a node's representation reaches; ``None``: found by experiment.
         layer_weights: the weights :math:`\alpha_k` of an encoder :math:`\sum_k \alpha_k (D^{-1/2} A D^{-1/2})^k e` that
             is linear in one table of node rows, so that a small request can be solved around what is forgotten;
@@ -55,6 +56,7 @@ class IFRUMixin(_Base):
 
     loss: LossSpec = "bpr"
     node_parameters: Mapping[str, NodeKind] | None = None
+    node_buffers: Mapping[str, NodeKind] | None = None
     message_passing_hops: int | None = None
     layer_weights: tuple[float, ...] | None = None
     _edges: tuple[Tensor, Tensor] | None = None
@@ -272,21 +274,7 @@ class IFRUMixin(_Base):
         Raises:
             ObjectiveError: no such module is found.
         """
-        path = name.split(".")
-        for depth in range(len(path)):
-            owner = self.get_submodule(".".join(path[:depth]))
-            if callable(getattr(owner, "reset_parameters", None)):
-                break
-        else:
-            raise ObjectiveError(
-                f"no module on the way to '{name}' of {type(self).__name__} has reset_parameters, so that the rows of "
-                "erased users cannot be drawn anew; define reset_parameters() or override initial_rows()."
-            )
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
-            fresh = copy.deepcopy(owner).cpu()
-            fresh.reset_parameters()  # type: ignore[operator]
-            return fresh.get_parameter(".".join(path[depth:]))[rows.cpu()].detach()
+        return fresh_rows(self, name, rows, seed)
 
     def _penalty(self) -> Tensor:
         """Return an own :meth:`regularization`, after a look at its shape."""

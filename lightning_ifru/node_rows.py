@@ -1,10 +1,12 @@
-"""Which parameters hold a row for every user, item or node: inferred where sizes leave no doubt, declared otherwise."""
+"""Which parameters hold a row for every user, item or node, and what such a row is before training."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.objective import NodeKind
@@ -62,3 +64,32 @@ def node_kinds(
             )
         kinds[name] = fitting[0]
     return kinds
+
+
+def fresh_rows(module: nn.Module, name: str, rows: Tensor, seed: int) -> Tensor:
+    """Return rows ``[n, d]`` of a parameter as the outermost module on the way to it initialises them.
+
+    Args:
+        module: the model.
+        name: the parameter, as in ``named_parameters``.
+        rows: positions ``[n]`` in its first dimension.
+        seed: of the random numbers; the global generator is left alone.
+
+    Raises:
+        ObjectiveError: no module on the way has a ``reset_parameters``.
+    """
+    path = name.split(".")
+    for depth in range(len(path)):
+        owner = module.get_submodule(".".join(path[:depth]))
+        if callable(getattr(owner, "reset_parameters", None)):
+            break
+    else:
+        raise ObjectiveError(
+            f"no module on the way to '{name}' of {type(module).__name__} has reset_parameters, so that the rows of "
+            "erased users cannot be drawn anew; define reset_parameters() or override initial_rows()."
+        )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        fresh = copy.deepcopy(owner).cpu()
+        fresh.reset_parameters()  # type: ignore[operator]
+        return fresh.get_parameter(".".join(path[depth:]))[rows.cpu()].detach()

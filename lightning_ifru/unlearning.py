@@ -25,6 +25,7 @@ from lightning_ifru.metrics import evaluate
 from lightning_ifru.metrics.checks import all_finite
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
+from lightning_ifru.node_buffers import check_buffers, clear_rows
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.problem import Problem
@@ -84,6 +85,7 @@ class Unlearning:
             ObjectiveError: the module cannot be unlearned.
         """
         removal = data.removal()
+        check_buffers(module, data, removal)
         own_step = type(module).training_step is not IFRUMixin.training_step
         # To build the graph anew can take longer than one person's erasure, and dot products are not tried on any.
         tried = own_step or not module.scores_dot_products
@@ -256,6 +258,7 @@ class Unlearning:
             for name, tensor in update.parameters.items():
                 named[name].copy_(tensor)
         self.data.commit(self.removal)
+        clear_rows(self.module, self.data, self.removal)
         if self.path.model is not None:
             self.nearby.commit()
         else:

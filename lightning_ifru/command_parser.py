@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_ifru.bounded import reason
+from lightning_ifru.config_files import check_config, check_config_size
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, UnlearningError
 
@@ -31,6 +34,27 @@ class CommandParser(LightningArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self.options: LightningArgumentParser = self  # or that of the only subcommand
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file, unless it is too long."""
+        with self._refusing():
+            check_config_size(path)
+            return super().parse_path(path, *args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config, unless it stands for more than memory holds."""
+        with self._refusing():
+            check_config(content)
+            return super().parse_string(content, *args, **kwargs)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except UnlearningError as error:
+            self.error(str(error), error)
+        except (ValueError, OSError, RecursionError, OverflowError) as error:
+            self.error(f"the config cannot be read ({reason(error)}); correct it", error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with 2, or raise where jsonargparse itself only tries whether something can be parsed."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from lightning_ifru.bounded import MAX_DIGITS, MAX_REQUEST, check_depth, id_flaw, opened, shown
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.ids import id_text
 from lightning_ifru.sources import PARQUET, read_parquet_table, read_text_table
@@ -98,7 +99,9 @@ class UnlearningRequest:
         """Return an entry as it was given and where, by its key in :attr:`texts`: ``"user 'x' (line 3)"``."""
         places = {"line": self.lines.get(key), "row": self.rows.get(key)}
         place = next((f" ({what} {number})" for what, number in places.items() if number is not None), "")
-        return f"{key[0]} {self.texts[key]!r}{place}"
+        value = self.texts[key]
+        name = f"({', '.join(map(shown, value))})" if isinstance(value, tuple) else shown(value)
+        return f"{key[0]} {name}{place}"
 
     def digest(self, key: bytes) -> str:
         """Return the HMAC-SHA256 of the request in hex, whatever the order, repetition and type of the ids.
@@ -140,9 +143,9 @@ class UnlearningRequest:
             if path.suffix.lower() == ".json":
                 parts, lines = _read_json(path)
             elif path.suffix.lower() == PARQUET:
-                parts, rows = _read_table(read_parquet_table(path), user, item, "row")
+                parts, rows = _read_table(read_parquet_table(path, MAX_REQUEST), user, item, "row")
             elif ".csv" in (suffix.lower() for suffix in path.suffixes):
-                parts, lines = _read_table(read_text_table(path), user, item, "line")
+                parts, lines = _read_table(read_text_table(path, MAX_REQUEST), user, item, "line")
             else:
                 raise RequestError(
                     "this kind of file is not supported; write .csv (possibly compressed), .parquet or .json."
@@ -156,12 +159,12 @@ def _listed(values: Any, name: str, example: str) -> list[Any]:
     if hasattr(values, "tolist"):  # arrays, tensors and Series give Python's own numbers
         values = values.tolist()
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise RequestError(f"{name}={values!r} is a {type(values).__name__}, not a list; write {name}={example}.")
+        raise RequestError(f"{name}={shown(values)} is a {type(values).__name__}, not a list; write {name}={example}.")
     return list(values)
 
 
 def _ids(values: Any, name: str) -> tuple[Any, ...]:
-    ids = _listed(values, name, f"[{values!r}]" if isinstance(values, (str, int)) else "[...]")
+    ids = _listed(values, name, f"[{shown(values)}]" if isinstance(values, (str, int)) else "[...]")
     for value in ids:
         _check_id(value, name)
     return tuple(ids)
@@ -172,7 +175,7 @@ def _pairs(values: Any) -> tuple[Pair, ...]:
     for value in _listed(values, "interactions", "[(user, item), ...]"):
         pair = value.tolist() if hasattr(value, "tolist") else value
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise RequestError(f"interactions holds {value!r}, which is no pair; write [(user, item), ...].")
+            raise RequestError(f"interactions holds {shown(value)}, which is no pair; write [(user, item), ...].")
         for part in pair:
             _check_id(part, "interactions")
         pairs.append((pair[0], pair[1]))
@@ -184,7 +187,10 @@ def _check_id(value: Any, name: str) -> None:
     if missing or (isinstance(value, float) and not math.isfinite(value)):
         raise RequestError(f"{name} holds a missing id ({value!r}); give every id or leave the entry out.")
     if not isinstance(value, Hashable) or isinstance(value, (tuple, bytes)):
-        raise RequestError(f"{name} holds {value!r}, which is no id; ids are strings or numbers.")
+        raise RequestError(f"{name} holds {shown(value)}, which is no id; ids are strings or numbers.")
+    flaw = id_flaw(value) if isinstance(value, str) else None
+    if flaw is not None:
+        raise RequestError(f"{name} holds {shown(value)}, which {flaw}; give ids as they stand in the data.")
 
 
 def _read_table(
@@ -194,15 +200,15 @@ def _read_table(
     names = [name for name in (user, item) if name in table.columns]
     if not names or user == item:
         raise RequestError(
-            f"wanted a column {user!r} or {item!r}, or both, but its columns are {list(table.columns)}; "
+            f"wanted a column {user!r} or {item!r}, or both, but its columns are {shown(list(table.columns), 500)}; "
             "rename them, or name them by user= and item=."
         )
     if len(names) == 1 and len(table.columns) > 1:
         # A misspelt column of items would otherwise turn every row into the erasure of a whole user.
         raise RequestError(
             f"it has the column {names[0]!r} but not {(item if names[0] == user else user)!r} beside "
-            f"{[name for name in table.columns if name not in names]}, so that single interactions and whole "
-            f"{'users' if names[0] == user else 'items'} cannot be told apart; name both or keep only one."
+            f"{shown([name for name in table.columns if name not in names], 500)}, so that single interactions and "
+            f"whole {'users' if names[0] == user else 'items'} cannot be told apart; name both or keep only one."
         )
     parts: dict[str, list[Any]] = {part: [] for part in _KINDS}
     places: dict[LineKey, int] = {}
@@ -229,18 +235,22 @@ def _with_blanks(column: pd.Series[Any]) -> list[Any]:
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[Any]], dict[LineKey, int]]:
+    if not path.is_file():
+        raise RequestError(f"there is no file {str(path)!r}; give the path of an existing JSON file.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_pairs_hook=_unique_keys)
-    except FileNotFoundError as error:
-        raise RequestError(f"there is no file {str(path)!r}; give the path of an existing JSON file.") from error
+        with opened(path, MAX_REQUEST) as stream:
+            text = stream.read().decode("utf-8-sig")
+        check_depth(text)
+        content = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         raise RequestError(f"it is not JSON ({error.msg} in line {error.lineno}); correct it.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"it cannot be read as JSON in UTF-8 ({error}); check the file.") from error
     unknown = sorted(set(content) - set(_KINDS)) if isinstance(content, dict) else [type(content).__name__]
     if unknown:
-        raise RequestError(f'wanted {{"users": [...], "items": [...], "interactions": [...]}}, got {unknown[0]!r}.')
+        raise RequestError(
+            f'wanted {{"users": [...], "items": [...], "interactions": [...]}}, got {shown(unknown[0])}.'
+        )
     request = UnlearningRequest(**content)
     lines: dict[LineKey, int] = {}
     scalars = _scalar_lines(text)
@@ -259,8 +269,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a key given twice: the standard parser would silently drop the ids of the first."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise RequestError(f"it has a key more than once ({[key for key, _ in pairs]}); put its ids in one list.")
+        raise RequestError(
+            f"it has a key more than once ({shown([key for key, _ in pairs])}); put its ids in one list."
+        )
     return content
+
+
+def _whole_number(digits: str) -> int:
+    """Refuse numbers that would take longer to read than the rest of the file; before Python 3.11 nothing else does."""
+    if len(digits) > MAX_DIGITS:
+        raise RequestError(f"it has a number of {len(digits):,} digits, which is no id; wanted at most {MAX_DIGITS:,}.")
+    return int(digits)
 
 
 def _scalar_lines(text: str) -> Iterator[int]:

@@ -7,10 +7,13 @@ first line.
 
 from __future__ import annotations
 
-import lzma
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +22,7 @@ import pandas as pd
 import torch
 from torch_geometric.data import HeteroData
 
+from lightning_ifru.bounded import FREE_BYTES, MAX_COLUMNS, MAX_RATIO, opened, reason, shown
 from lightning_ifru.columns import BoolArray, given_splits, ids, numbers, times
 from lightning_ifru.errors import DataError
 from lightning_ifru.hetero import edge_columns
@@ -27,7 +31,6 @@ Source: TypeAlias = str | Path | Mapping[str, Any] | HeteroData
 
 PARQUET = ".parquet"
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zip", ".zst")
-_UNREADABLE = (OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def read_source(
@@ -107,34 +110,44 @@ def _read(source: Source, columns: dict[str, str]) -> tuple[str, str, pd.DataFra
     )
 
 
-def read_parquet_table(path: str | Path) -> pd.DataFrame:
+def read_parquet_table(path: str | Path, most: int | None = None) -> pd.DataFrame:
     """Read a Parquet file, or a folder of such, with the types that it has, indexed by the row from 0 on.
 
+    Args:
+        path: of the file or folder.
+        most: bytes that its values may take in memory; by default what :data:`~.bounded.FREE_BYTES` and
+            :data:`~.bounded.MAX_RATIO` allow.
+
     Raises:
-        DataError: If pyarrow is not installed, or the file is missing or cannot be read.
+        DataError: If pyarrow is not installed, or the file is missing, cannot be read or is out of all proportion.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}; give the path of an existing Parquet file.")
     try:
-        # Nullable types: whole numbers beside blanks would otherwise become floats, and long ids others.
-        table = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-        # An index that pandas has written is a column to everybody else.
-        return table.reset_index([name for name in table.index.names if name is not None]).reset_index(drop=True)
+        import_module("pyarrow")
     except ImportError as error:
         raise DataError(
             f"{path.name!r} cannot be read without pyarrow; install it: pip install 'lightning-ifru[parquet]'."
         ) from error
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"{path.name!r} cannot be read as Parquet ({reason}); check the file.") from error
+    with _refusing(path.name, "Parquet"):
+        _check_parquet(path, most)
+        # Nullable types: whole numbers beside blanks would otherwise become floats, and long ids others.
+        table = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+        # An index that pandas has written is a column to everybody else.
+        return table.reset_index([name for name in table.index.names if name is not None]).reset_index(drop=True)
 
 
-def read_text_table(path: str | Path) -> pd.DataFrame:
+def read_text_table(path: str | Path, most: int | None = None) -> pd.DataFrame:
     """Read a CSV file as text, exactly as it stands, indexed by the line of the file (the header is line 1).
 
+    Args:
+        path: of the file.
+        most: bytes that it may hold, unpacked; by default what :func:`~.bounded.opened` allows.
+
     Raises:
-        DataError: If the file is missing, empty, of an unsupported kind, or not a CSV table in UTF-8.
+        DataError: If the file is missing, empty, of an unsupported kind, not a CSV table in UTF-8, or out of all
+            proportion.
     """
     path = Path(path)
     name = path.name
@@ -143,28 +156,72 @@ def read_text_table(path: str | Path) -> pd.DataFrame:
         raise DataError(f"cannot read {name!r}: this kind of file is not supported; supported are {kinds}.")
     if not path.is_file():
         raise DataError(f"there is no file {str(path)!r}; give the path of an existing CSV file.")
-    options: dict[str, Any] = {"dtype": str, "na_filter": False}
-    try:
-        # The header is read on its own because pandas renames a column that occurs twice.
-        header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].tolist()
-        table: pd.DataFrame = pd.read_csv(path, skip_blank_lines=False, **options)
-        blank = _blank_lines(table, path, options)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name!r} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{name!r} is empty; a header and at least one row are needed.") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{name!r} cannot be read as CSV ({str(error).strip()}); check the file.") from error
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise DataError(f"{name!r} has the column {repeated[0]!r} more than once; rename or delete one of them.")
-    if not isinstance(table.index, pd.RangeIndex):
-        raise DataError(f"{name!r} has more fields in its rows than in its header; give every column a name.")
+    options: dict[str, Any] = {"dtype": str, "na_filter": False, "encoding": "utf-8"}
+    with _refusing(name, "CSV"):
+        # The header is read on its own because pandas renames a column that occurs twice, and the row below it because
+        # pandas takes what it has too much for an index, of however many levels.
+        with opened(path, most, lines=True) as stream:
+            text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+            first = list(islice((row for row in csv.reader(text) if row), 2))
+        if not first:
+            raise DataError(f"{name!r} is empty; a header and at least one row are needed.")
+        if max(map(len, first)) > MAX_COLUMNS:
+            raise DataError(
+                f"{name!r} has {max(map(len, first)):,} columns; wanted at most {MAX_COLUMNS:,}: keep those of users, "
+                "items, ratings and times."
+            )
+        with opened(path, most, lines=True) as stream:
+            table: pd.DataFrame = pd.read_csv(stream, skip_blank_lines=False, **options)
+        repeated = sorted(column for column, count in Counter(first[0]).items() if count > 1)
+        if repeated:
+            raise DataError(
+                f"{name!r} has the column {shown(repeated[0])} more than once; rename or delete one of them."
+            )
+        if not isinstance(table.index, pd.RangeIndex):
+            raise DataError(f"{name!r} has more fields in its rows than in its header; give every column a name.")
+        blank = _blank_lines(table, path, most, options)
     table.index = pd.RangeIndex(2, len(table) + 2)
     return table if blank is None else table.loc[~blank]
 
 
-def _blank_lines(table: pd.DataFrame, path: Path, options: dict[str, Any]) -> BoolArray | None:
+@contextmanager
+def _refusing(name: str, kind: str) -> Iterator[None]:
+    """Refuse in one sentence a file at which a library fails."""
+    try:
+        yield
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name!r} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
+    except Exception as error:  # in a damaged file libraries meet whatever it may be: no list of errors holds it all
+        raise DataError(f"{name!r} cannot be read as {kind} ({reason(error)}); check the file.") from error
+
+
+def _check_parquet(path: Path, most: int | None) -> None:
+    """Refuse, by what it says of itself, a file of which a few bytes stand for more rows than memory can hold."""
+    read_metadata = import_module("pyarrow.parquet").read_metadata
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        if file.name.startswith(("_", ".")):  # notes of other programs, which are no part of the table
+            continue
+        said = read_metadata(file)
+        if said.num_columns > MAX_COLUMNS:
+            raise DataError(
+                f"{file.name!r} has {said.num_columns:,} columns; wanted at most {MAX_COLUMNS:,}: keep those of users, "
+                "items, ratings and times."
+            )
+        groups = [said.row_group(number) for number in range(said.num_row_groups)]
+        values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+        size = max(8 * values, sum(group.total_byte_size for group in groups))
+        allowed = FREE_BYTES + MAX_RATIO * file.stat().st_size if most is None else most
+        if size > allowed:
+            raise DataError(
+                f"{file.name!r} holds {values:,} values and so more than {allowed:,} bytes"
+                + (f", {MAX_RATIO} times its size; write it as CSV if you trust it." if most is None else "; split it.")
+            )
+
+
+def _blank_lines(table: pd.DataFrame, path: Path, most: int | None, options: dict[str, Any]) -> BoolArray | None:
     """Which rows are blank lines (skipped), as opposed to rows whose fields are all empty (an error)."""
     blank = np.ones(len(table), dtype=bool)
     for column in table.columns:
@@ -172,7 +229,8 @@ def _blank_lines(table: pd.DataFrame, path: Path, options: dict[str, Any]) -> Bo
         if not blank.any():
             return None
     # pandas tells the two apart only by skipping the former, so the rows are counted once more.
-    skipped = len(table) - len(pd.read_csv(path, usecols=[0], **options))
+    with opened(path, most, lines=True) as stream:
+        skipped = len(table) - len(pd.read_csv(stream, usecols=[0], **options))
     return blank if skipped == int(blank.sum()) else None
 
 
@@ -201,6 +259,7 @@ def _require(columns: dict[str, str], present: Iterable[Any], origin: str) -> No
     present = list(present)
     for role, name in columns.items():
         if name not in present:
-            names = ", ".join(repr(column) for column in present)
+            names = ", ".join(shown(column) for column in present[:20])
+            names += f" and {len(present) - 20:,} more" if len(present) > 20 else ""
             remedy = "add it." if role == "split" else f"name the right one with {role}=..."
             raise DataError(f"{origin} has no column {name!r} (its columns: {names}); {remedy}")

@@ -14,10 +14,11 @@ from rich.console import Console
 from lightning_ifru.auditing import audit
 from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, add_flag, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.ledger_check import check_ledger
 
 
-def audit_command(name: str, args: list[str], description: str, usage: str) -> None:
-    """Audit what the arguments ask for, and print the report.
+def audit_command(name: str, args: list[str], description: str, usage: str) -> int:
+    """Audit what the arguments ask for, print the report, and return 0; 3 where a ledger does not hold.
 
     Args:
         name: of the command.
@@ -29,6 +30,8 @@ def audit_command(name: str, args: list[str], description: str, usage: str) -> N
         SystemExit: the arguments cannot be parsed, or ask for help.
         MisconfigurationException, UnlearningError: what they say cannot be done.
     """
+    if any(argument.partition("=")[0] == "--ledger" for argument in args):
+        return _check_ledger(name, args, description, usage)
     parser = _parser(f"lightning-ifru {name}", description, usage)
     for argument in args:
         option = argument.partition("=")[0]
@@ -50,6 +53,18 @@ def audit_command(name: str, args: list[str], description: str, usage: str) -> N
         sys.stdout.write(report.to_json(indent=None) + "\n")
     else:
         Console().print(report)
+    return 0
+
+
+def _check_ledger(name: str, args: list[str], description: str, usage: str) -> int:
+    """Check a ledger; neither model nor data are needed."""
+    parser = CommandParser(prog=f"lightning-ifru {name}", description=description, usage=usage)
+    parser.add_argument("--ledger", type=Path, required=True, help=_LEDGER)
+    add_flag(parser, "json", "print what was found as one JSON object, and nothing else.")
+    given = parser.parse_args(args)
+    found = check_ledger(given.ledger)
+    sys.stdout.write(f"{found.to_json() if given.json else found}\n")
+    return 0 if found.holds else 3
 
 
 def _parser(prog: str, description: str, usage: str) -> CommandParser:
@@ -71,6 +86,7 @@ def _parser(prog: str, description: str, usage: str) -> CommandParser:
         default=None,
         help="true and null load nothing but tensors and plain values from checkpoints, false any object.",
     )
+    parser.add_argument("--ledger", type=Path | None, default=None, help=_LEDGER)
     add_flag(parser, "json", "print the report as one JSON object, and nothing else.")
     for key, kind in _OF_THE_FIT.items():
         parser.add_argument(f"--{key}", type=kind, default=None, help=SUPPRESS)
@@ -82,6 +98,10 @@ def _parser(prog: str, description: str, usage: str) -> CommandParser:
     return parser
 
 
+_LEDGER = (
+    "ledger.jsonl, or the folder that it is in: check that its lines follow from one another and agree with the "
+    "checkpoints beside it; no other options but --json are needed then."
+)
 #: What else LightningCLI's config files hold, for which they are taken; as plain values: nothing is made of them.
 _OF_THE_FIT: dict[str, Any] = {
     "seed_everything": int | bool | None,

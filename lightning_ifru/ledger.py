@@ -22,7 +22,6 @@ import torch
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.keys import digest_key, key_name
-from lightning_ifru.loading import LOADING_ERRORS
 from lightning_ifru.outputs import sha256_of, sync_folder
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.versions import versions
@@ -68,25 +67,25 @@ def entries_in(checkpoint: Path) -> list[Entry] | None:
         found = [state["ledger"] for state in states if isinstance(state, Mapping) and "ledger" in state]
         entries = [dict(entry) for entry in found[0]] if found else []
         return entries if all(isinstance(entry.get("id", ""), str) for entry in entries) else None
-    except (*LOADING_ERRORS, TypeError, AttributeError):
+    except Exception:  # a damaged file makes torch raise almost anything
         return None
 
 
-def is_result(checkpoint: Path, digest: str, method: IFRU, loaded: Path) -> bool:
+def is_result(checkpoint: Path, digest: str, loaded: Path, method: IFRU | None = None) -> bool:
     """Return whether a checkpoint file is what a request has made of another one, and so need not be made again.
 
     Args:
         checkpoint: the file.
         digest: of the request, under the present key.
-        method: with its hyper-parameters.
         loaded: the other file.
+        method: with its hyper-parameters; by default any.
     """
     entries = entries_in(checkpoint)
-    if not entries or not loaded.is_file():
+    if not entries or not loaded.is_file() or entries[-1].get("digest") != digest:
         return False
-    last, wanted = entries[-1], {"digest": digest, "method": finite(asdict(method))}
-    same = all(last.get(name) == value for name, value in wanted.items())
-    return same and last.get("checkpoint_before") == sha256_of(loaded)
+    if method is not None and entries[-1].get("method") != finite(asdict(method)):
+        return False
+    return entries[-1].get("checkpoint_before") == sha256_of(loaded)
 
 
 class Ledger:

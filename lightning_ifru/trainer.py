@@ -111,7 +111,7 @@ def unlearn(
                     transaction.hold(target.parent)
                 wanted = [one for one in (data.pending, asked) if one is not None]
                 digest = functools.reduce(operator.or_, wanted).digest(digest_key())
-                if ckpt_path is not None and is_result(target, digest, callback.method, Path(ckpt_path)):
+                if ckpt_path is not None and is_result(target, digest, Path(ckpt_path), callback.method):
                     ckpt_path = target  # a run that broke off had come to its end
         except UnlearningError as refusal:
             if trainer.world_size == 1:

@@ -7,8 +7,8 @@ import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -22,17 +22,19 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
-from lightning_ifru.checkpoints import older_checkpoints, warn_of
-from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, add_flag, built, check_sizes, link_sizes
+from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
+from lightning_ifru.keys import digest_key
+from lightning_ifru.ledger import is_result
 from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
 from lightning_ifru.outputs import check_target, replacing
-from lightning_ifru.processes import together
+from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.trainer import unlearn
+from lightning_ifru.training_options import DRAWN, DRAWN_SAID, add_options
 
 
 class TrainingCommand(LightningCLI):
@@ -52,7 +54,7 @@ class TrainingCommand(LightningCLI):
     """
 
     def __init__(self, command: str, args: list[str], description: str, usage: str) -> None:
-        self.command = command
+        self.command, self.finished = command, False
         super().__init__(
             lightning.LightningModule,
             InteractionDataModule,
@@ -74,7 +76,7 @@ class TrainingCommand(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the one that was asked for, and its arguments that no option stands for."""
-        ours = {"unlearn": {"model", "datamodule", "request", "ckpt_path", "dry_run"}}
+        ours = {"unlearn": {"model", "datamodule", "request", "ckpt_path", "output", "dry_run"}}
         return {self.command: (LightningCLI.subcommands() | ours)[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -83,50 +85,7 @@ class TrainingCommand(LightningCLI):
         parser.set_defaults({"data": {"class_path": "lightning_ifru.InteractionDataModule"}})
         parser.add_class_arguments(IFRUCallback, "ifru", sub_configs=True)
         link_sizes(parser)
-        add_flag(parser, "json", _ANSWERS[self.command])
-        if self.command == "fit":
-            parser.add_argument(
-                "--without",
-                type=OF_THE_FIT["without"],
-                default=None,
-                help="request file of what to take out of the data before training, or several, '[a.csv, b.csv]'; with "
-                "the original's seed this is the paired retraining for audit --retrained.",
-            )
-            parser.add_argument(
-                "--report",
-                type=str | None,
-                default=None,
-                help="file to write the report on --ifru.request to, as JSON.",
-            )
-            add_flag(parser, "overwrite", "replace --report if it exists; without it that is refused.")
-        if self.command == "unlearn":
-            parser.add_argument(
-                "--ckpt_path", type=str | None, default=None, help="checkpoint to unlearn from; it is left as it is."
-            )
-            parser.add_argument(
-                "--request",
-                type=str | None,
-                default=None,
-                help="file that says what to forget: CSV with columns user and item, or JSON with users, items and "
-                "interactions, in the data's own ids.",
-            )
-            parser.add_argument(
-                "--output",
-                type=str | None,
-                default=None,
-                help="the checkpoint to write, with weights, data and ledger; nothing is written if anything fails.",
-            )
-            parser.add_argument("--report", type=str | None, default=None, help="file to write the report to, as JSON.")
-            parser.add_argument(
-                "--figure",
-                type=str | None,
-                default=None,
-                help=f"file to draw the report into, of which the name ends with {_listed(_DRAWN)}.",
-            )
-            add_flag(
-                parser, "overwrite", "replace --output, --report and --figure if they exist; else they are refused."
-            )
-            add_flag(parser, "dry_run", "only say what would be forgotten and at what cost; no checkpoint is written.")
+        add_options(parser, self.command)
         self.passed_over = OF_THE_FIT.keys() - parser.get_defaults().keys()
         for key in self.passed_over:
             parser.add_argument(f"--{key}", type=OF_THE_FIT[key], default=None, help=SUPPRESS)
@@ -159,8 +118,9 @@ class TrainingCommand(LightningCLI):
         for name, missing in _NEEDED.items():
             if self.options[name] is None and not (name == "output" and self.options.dry_run):
                 self.parser.error(f"got no --{name}; {missing}")
-        if self.options.figure is not None and Path(self.options.figure).suffix.lower() not in _DRAWN:
-            raise DataError(f"got --figure {self.options.figure}; wanted a name that ends with {_listed(_DRAWN)}.")
+        if self.options.figure is not None and Path(self.options.figure).suffix.lower() not in DRAWN:
+            raise DataError(f"got --figure {self.options.figure}; wanted a name that ends with {DRAWN_SAID}.")
+        self.finished = self._finished()
         self._check_targets("output", "report", "figure")
 
     def instantiate_classes(self) -> None:
@@ -193,7 +153,7 @@ class TrainingCommand(LightningCLI):
     def fit(self, **given: Any) -> None:
         """Fit; answer with the metrics logged last, the best checkpoint, the number of epochs and the report."""
         wanted = self.options
-        (callback,) = (each for each in self.trainer.callbacks if isinstance(each, IFRUCallback))  # type: ignore[attr-defined]
+        callback = self._ifru()
         if wanted.report is not None and callback.request is None:
             raise MisconfigurationException(
                 f"got --report {wanted.report} and nothing to forget; wanted --ifru.request, or no --report."
@@ -227,29 +187,45 @@ class TrainingCommand(LightningCLI):
     def unlearn(self, **given: Any) -> None:
         """Unlearn; write the checkpoint, and answer with the report."""
         wanted = self.options
-        output = None if wanted.dry_run else wanted.output
-        asked = {name: wanted[name] for name in ("request", "ckpt_path", "dry_run")}
+        if self.finished and not wanted.overwrite and not self._finished(self._ifru().method):
+            check_target(Path(wanted.output), False, "--output")  # by another method, and so it is in the way
+        asked = {name: wanted[name] for name in ("request", "ckpt_path", "output", "dry_run")}
         with self._stdout():
             report = unlearn(self.trainer, **given, **asked)
-        if output is not None:
-            older = older_checkpoints(self.trainer, Path(output))
-            report = replace(report, checkpoint=output, older_checkpoints=older)
-        targets = (output, wanted.report, wanted.figure)
-        if not self.trainer.is_global_zero:
-            targets = (None, None, None)  # the first process alone writes
-        with together(self.trainer), ExitStack() as stack:
-            places = (None if path is None else stack.enter_context(replacing(Path(path))) for path in targets)
-            checkpoint, written, drawn = places
-            if output is not None:  # Lightning asks all processes to take part
-                self.trainer.save_checkpoint(checkpoint or output, weights_only=False)
-            if written is not None:
-                written.write_text(report.to_json() + "\n", encoding="utf-8")
-            if drawn is not None:
-                report.figure().savefig(drawn)
-        warn_of(report.older_checkpoints)
-        if not wanted.json and self.trainer.is_global_zero:
-            Console().print(report)
+        if self.trainer.is_global_zero:
+            self._write(report)
+            if not wanted.json:
+                Console().print(report)
         self._say(asdict(report))
+
+    def _write(self, report: UnlearningReport) -> None:
+        """Write the report and its figure, after the checkpoint; a run that broke off may have done so."""
+        ways: dict[str, Callable[[Path], object]] = {
+            "report": lambda place: place.write_text(report.to_json() + "\n", encoding="utf-8"),
+            "figure": lambda place: report.figure().savefig(place),
+        }
+        for name, write in ways.items():
+            path = self.options[name]
+            if path is None or (self.finished and Path(path).exists()):
+                continue
+            try:
+                with replacing(Path(path)) as place:
+                    write(place)
+            except DataError as error:
+                done = "" if report.dry_run else f"the request is applied, see {report.checkpoint}, but "
+                raise DataError(f"{done}{error}") from error
+
+    def _finished(self, method: IFRU | None = None) -> bool:
+        """Whether a run of the very same command has come to its end, or at least has written its checkpoint."""
+        output, loaded, request = (self.options[name] for name in ("output", "ckpt_path", "request"))
+        if self.options.dry_run or output is None or not Path(output).is_file():
+            return False
+        digest = UnlearningRequest.from_file(request).digest(digest_key())
+        return is_result(Path(output), digest, Path(loaded), method)
+
+    def _ifru(self) -> IFRUCallback:
+        (callback,) = (each for each in self.trainer.callbacks if isinstance(each, IFRUCallback))  # type: ignore[attr-defined]
+        return callback
 
     def _check_targets(self, *names: str) -> None:
         """Refuse files that cannot be written, or two that are one."""
@@ -258,7 +234,7 @@ class TrainingCommand(LightningCLI):
             if self.options[name] is None:
                 continue
             path = Path(self.options[name])
-            check_target(path, self.options.overwrite, f"--{name}")
+            check_target(path, self.options.overwrite or self.finished, f"--{name}")
             other = targets.setdefault(path.resolve(), name)
             if other != name:
                 raise DataError(
@@ -306,10 +282,6 @@ class _SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage="fit")
 
 
-def _listed(suffixes: tuple[str, ...]) -> str:
-    return f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-
-
 def _plain(value: Any) -> Any:
     """Return tensors as lists, wherever they are."""
     if isinstance(value, Tensor):
@@ -319,17 +291,8 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-_ANSWERS = {
-    "fit": "print one JSON object, with the metrics logged last, best_checkpoint, epochs and unlearn, the report on "
-    "--ifru.request, and nothing else.",
-    "validate": "print one JSON object, the metrics, and nothing else.",
-    "test": "print one JSON object, the metrics, and nothing else.",
-    "predict": "print one JSON object, with predictions: a list of what each batch gave.",
-    "unlearn": "print the report as one JSON object instead of a table.",
-}
 #: What can say of which model and data, or that nothing is to be done.
 _DESCRIBING = ("--config", "-c", "--model", "--data", "--print_config", "--help", "-h")
-_DRAWN = (".pdf", ".png", ".svg")
 _NEEDED = {
     "ckpt_path": "give the checkpoint that the fit has written, or a model that was never trained would forget.",
     "request": "give the file that says what to forget, CSV with columns user and item, or JSON.",

@@ -19,7 +19,9 @@ import yaml
 
 from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport, UnlearningRequest
 from lightning_ifru.cli import main
+from lightning_ifru.ledger import LEDGER
 from lightning_ifru.models import LightGCN
+from lightning_ifru.outputs import LOCK
 
 COMMANDS = ["fit", "validate", "test", "predict", "unlearn"]
 COLUMNS = {"rating": "rating", "threshold": 3.0, "seed": 3, "batch_size": 64}
@@ -67,7 +69,8 @@ def refusal(*args):
 
 
 def files(folder):
-    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    found = (path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name != LOCK)
+    return {str(path): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +145,8 @@ def test_metrics_are_shown_as_a_table_without_json(folder):
 def test_unlearning_writes_the_weights_data_and_ledger_that_python_arrives_at(folder):
     before = files(folder)
     report = answer(*WRITE, "--ifru.method.max_steps", 2, "--report", "report.json")
-    assert files(folder).keys() - before.keys() == {str(folder / name) for name in ("unlearned.ckpt", "report.json")}
+    written = {"unlearned.ckpt", "report.json", LEDGER}
+    assert files(folder).keys() - before.keys() == {str(folder / name) for name in written}
     assert json.loads((folder / "report.json").read_text()) == report
     assert report["checkpoint"] == "unlearned.ckpt"
     assert report.keys() == {field.name for field in fields(UnlearningReport)}
@@ -259,7 +263,7 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(folder, monkeypatch
         assert code == (1 if isinstance(error, OSError) else 130)
         assert "No space left on device" in said or "interrupted" in said
     assert files(folder) == before
-    assert not list(folder.glob(".*"))  # nor a folder
+    assert {path.name for path in folder.glob(".*")} <= {LOCK}  # nor a folder
 
 
 CALLBACK = {"class_path": "lightning_ifru.IFRUCallback", "init_args": {"method": {"max_steps": 1}}}
@@ -283,7 +287,7 @@ def test_the_method_is_set_in_either_place_and_only_the_output_is_written(folder
     before = files(folder)
     report = answer(*UNLEARN, *own, "--output", "unlearned.ckpt", *options)
     assert report["steps"] == 1
-    assert files(folder).keys() - before.keys() == {str(folder / "unlearned.ckpt")}
+    assert files(folder).keys() - before.keys() == {str(folder / name) for name in ("unlearned.ckpt", LEDGER)}
     (entry,) = torch.load("unlearned.ckpt", weights_only=True)["callbacks"]["IFRUCallback"]["ledger"]
     assert entry["method"]["max_steps"] == 1
 

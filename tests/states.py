@@ -1,8 +1,13 @@
-"""States as a checkpoint holds them, for the tests that compare them."""
+"""States as a checkpoint holds them and ids as they are compared, for the tests of both."""
 
 import io
 
 import torch
+
+
+def text(value):
+    """The text of an id, by which it is compared."""
+    return str(int(value)) if isinstance(value, float) else str(value)
 
 
 def assert_same(one, other):

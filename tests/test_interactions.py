@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from states import assert_same, through_a_file
+from states import assert_same, text, through_a_file
 
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.ids import IdIndex
@@ -39,10 +39,6 @@ def test_of_pairs_that_repeat_the_first_are_the_distinct_ones(pairs):
     first = [k for k, pair in enumerate(pairs) if pair not in pairs[:k]]
     assert found.label.tolist() == first
     assert list(zip(found.user.tolist(), found.item.tolist(), strict=True)) == [pairs[k] for k in first]
-
-
-def text(value):
-    return str(int(value)) if isinstance(value, float) else str(value)
 
 
 def naive_pairs(interactions):
@@ -282,31 +278,6 @@ def test_a_removal_takes_what_a_loop_would(case):
         text(positions[1][p]) for p in table.candidates.tolist()
     } == withdrawn
     assert {text(value) for value in table.items.ids[table.candidates.numpy()]} == {item for _, item in left}
-
-
-@given(tables_and_requests())
-def test_nothing_is_forgotten_twice(case):
-    _, table, (request,) = case
-    table.remove(removal := planned(table, request))
-    before = table.state()
-    again = planned(table, request)
-    assert (len(again.positions), int(again.rows.sum()), again.absent) == (0, 0, len(request.texts))
-    assert not any(again.counts.values())
-    for some in (removal, again):
-        table.remove(some)
-        assert_same(table.state(), before)
-
-
-@given(tables_and_requests(count=2))
-def test_a_union_of_requests_equals_their_sequence(case):
-    interactions, together, (one, other) = case
-    table = make(interactions)
-    removal = planned(together, one | other)
-    together.remove(removal)
-    table.remove(planned(table, one))
-    table.remove(planned(table, other))
-    assert contents(together) == contents(table)
-    assert_same(together.state(), table.state())
 
 
 def test_the_order_of_a_request_does_not_matter():

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
@@ -20,7 +21,7 @@ from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.ids import IdIndex
 from lightning_ifru.interactions import STATE_KEYS, InteractionTable
-from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
+from lightning_ifru.loading import loading_refusal, safe_loading
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.outputs import sha256_of
 
@@ -61,9 +62,8 @@ class Exhibit:
             UnlearningError: it cannot be read, does not fit the module, or does not say what its data were.
         """
         try:
-            checkpoint = trainer.strategy.load_checkpoint(path, **loading_arguments(trainer, weights_only))
-            if not isinstance(checkpoint, Mapping):
-                raise ValueError(f"it holds a {type(checkpoint).__name__}")
+            with safe_loading(trainer, weights_only):
+                checkpoint = trainer.strategy.load_checkpoint(path)
             if not isinstance(checkpoint["state_dict"], Mapping):
                 raise ValueError(f"its state_dict is a {type(checkpoint['state_dict']).__name__}")
             module.on_load_checkpoint(checkpoint)
@@ -76,7 +76,9 @@ class Exhibit:
                 data=checkpoint.get(type(data).__qualname__) or {},
             )
             loaded.fill(module)
-        except LOADING_ERRORS as error:
+        except (UnlearningError, MisconfigurationException):
+            raise
+        except Exception as error:  # from a checkpoint of others the module may meet anything
             raise loading_refusal(error, path, module) from error
         if absent := sorted(STATE_KEYS - set(loaded.data)):
             lacking = f" (it lacks {absent[0]!r})" if loaded.data else ""

@@ -1,74 +1,152 @@
-"""Checkpoints as Lightning loads them: by which arguments, and what is said of one that cannot be loaded."""
+"""Checkpoints are data: how they are read, and what is said of one that cannot be loaded.
+
+A checkpoint is a pickle, and a pickle is a program. None is run: torch's own reader of tensors and plain values takes
+them, ``torch.load(weights_only=True)``, whatever the version of Lightning and its defaults.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from traceback import walk_tb
+from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn import Module
 
+from lightning_ifru.bounded import reason
 from lightning_ifru.errors import UnlearningError
 
-#: What loading a checkpoint raises: no such file, no checkpoint, another shape, no "best" yet.
-LOADING_ERRORS = (OSError, EOFError, UnpicklingError, LookupError, RuntimeError, ValueError, struct.error)
 
-
-def loading_arguments(trainer: lightning.Trainer, weights_only: bool | None) -> dict[str, bool]:
-    """Return the arguments for loading a checkpoint; Lightning before 2.6 takes none and allows every object.
+@contextmanager
+def safe_loading(trainer: lightning.Trainer, weights_only: bool | None = None) -> Iterator[None]:
+    """Let a trainer load, in the block, nothing from checkpoints but tensors and plain values.
 
     Args:
-        trainer: loads it, by ``strategy.load_checkpoint`` or as the ``ckpt_path`` of a run.
-        weights_only: whether nothing but tensors and plain values is allowed; ``None`` is Lightning's default.
+        trainer: loads checkpoints in the block, by itself or by ``trainer.strategy.load_checkpoint(path)``.
+        weights_only: ``False`` allows every object, whose code is run; ``None`` and ``True`` do not.
 
     Raises:
-        MisconfigurationException: ``weights_only=True`` with a Lightning that cannot keep it.
+        UnlearningError: in the block: a checkpoint cannot be read, holds other objects, or is none.
+    """
+    strategy, load = trainer.strategy, trainer.strategy.load_checkpoint
+
+    def read(path: str | Path) -> Any:
+        if "weights_only" in inspect.signature(load).parameters:
+            return load(path, weights_only=weights_only is not False)
+        # Lightning before 2.6 would load every object.
+        return load(path) if weights_only is False else read_plain(path)
+
+    def load_checked(checkpoint_path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        return read_checkpoint(checkpoint_path, read)
+
+    strategy.load_checkpoint = load_checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del strategy.load_checkpoint
+
+
+def read_plain(path: str | Path) -> Any:
+    """Return what a file holds of tensors, on the CPU, and plain values; nothing in it is run."""
+    with get_filesystem(path).open(str(path), "rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def read_checkpoint(path: str | Path, read: Callable[[str | Path], Any] = read_plain) -> dict[str, Any]:
+    """Return a checkpoint, of which a mapping holds the callbacks' states, if there are any.
+
+    Args:
+        path: of the checkpoint.
+        read: how to read it.
+
+    Raises:
+        UnlearningError: it cannot be read, holds more than tensors and plain values, or is no checkpoint.
 
     Example:
-        >>> loading_arguments(lightning.Trainer(logger=False, accelerator="cpu"), None)
-        {}
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "a.ckpt")
+        >>> torch.save({"state_dict": {"weight": torch.ones(2)}}, path)
+        >>> read_checkpoint(path)["state_dict"]
+        {'weight': tensor([1., 1.])}
+        >>> torch.save([1, 2], path)
+        >>> read_checkpoint(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        lightning_ifru.errors.UnlearningError: the checkpoint ...a.ckpt could not be loaded (it holds a list); give ...
     """
-    if "weights_only" in inspect.signature(trainer.predict).parameters:
-        return {} if weights_only is None else {"weights_only": weights_only}
-    if weights_only:
-        raise MisconfigurationException(
-            f"got weights_only=True, which Lightning {lightning.__version__} cannot keep; leave it out, or install "
-            "Lightning 2.6 or later."
-        )
-    return {}
+    try:
+        if _is_packed(path):
+            raise _refused(path, "it holds packed parts")
+        checkpoint = read(path)
+    except (UnlearningError, MisconfigurationException):
+        raise
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        raise loading_refusal(error, path) from error
+    if not isinstance(checkpoint, dict):
+        raise _refused(path, f"it holds a {type(checkpoint).__name__}")
+    states = checkpoint.get("callbacks", {})
+    if not (isinstance(states, Mapping) and all(isinstance(state, Mapping) for state in states.values())):
+        raise _refused(path, "its callbacks are not states by name")
+    return checkpoint
 
 
-def loading_refusal(error: Exception, path: str | Path, module: Module) -> UnlearningError:
-    """Return what to raise for one of :data:`LOADING_ERRORS`: one sentence with what is wrong and what to do.
+def while_loading(error: BaseException) -> bool:
+    """Return whether Lightning was finding a checkpoint, reading it or putting it into a model as the error came up.
+
+    Not so for errors that say by themselves what is wrong with it.
+    """
+    if isinstance(error, (UnlearningError, MisconfigurationException)):
+        return False
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(name.endswith("trainer.connectors.checkpoint_connector") for name in frames)
+
+
+def loading_refusal(error: Exception, path: str | Path, module: Module | None = None) -> UnlearningError:
+    """Return what to raise for an error :func:`while_loading`: one sentence with what is wrong and what to do.
 
     Args:
         error: what was raised.
         path: of the checkpoint.
-        module: what it was loaded into.
+        module: what it was loaded into, if it came to that.
 
     Example:
-        >>> str(loading_refusal(EOFError("Ran out of input"), "my.ckpt", Module()))  # doctest: +ELLIPSIS
+        >>> str(loading_refusal(EOFError("Ran out of input"), "my.ckpt"))  # doctest: +ELLIPSIS
         'the checkpoint my.ckpt could not be loaded (EOFError: Ran out of input); give the path of one that ...'
     """
-    reason = " ".join(str(error).split())
-    # Torch writes paragraphs, in bold.
-    first = re.sub(r"\x1b\[\d*m", "", str(error).strip().partition("\n")[0])[:200].strip()
-    if isinstance(error, UnpicklingError) and re.search("Unsupported (global|class)|unrecognized function", reason):
+    said = re.sub(r"\x1b\[\d*m", "", str(error))  # torch writes paragraphs, in bold
+    core = re.search("WeightsUnpickler error: (.*)", said)
+    short = reason(ValueError(core[1] if core else said or type(error).__name__))
+    if isinstance(error, UnpicklingError) and re.search("Unsupported (global|class)|unrecognized function", said):
         return UnlearningError(
-            f"the checkpoint {path} holds more than tensors and plain values, which is not loaded unasked ({first}); "
+            f"the checkpoint {path} holds more than tensors and plain values, which is not loaded unasked ({short}); "
             "pass weights_only=False if you trust where it comes from."
         )
-    if "loading state_dict" not in reason:
-        return UnlearningError(
-            f"the checkpoint {path} could not be loaded ({type(error).__name__}: {first}); give the path of one that "
-            "Lightning has written."
-        )
+    if module is None or "loading state_dict" not in said:
+        return _refused(path, f"{type(error).__name__}: {short}")
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     return UnlearningError(
         f"the checkpoint {path} does not fit {type(module).__name__} with parameters {shapes}; give the checkpoint of "
-        f"this model, or build the model as it was trained. ({reason})"
+        f"this model, or build the model as it was trained. ({' '.join(said.split())})"
     )
+
+
+def _refused(path: str | Path, what: str) -> UnlearningError:
+    return UnlearningError(
+        f"the checkpoint {path} could not be loaded ({what}); give the path of one that Lightning has written."
+    )
+
+
+def _is_packed(path: str | Path) -> bool:
+    """Whether parts of a file have to be unpacked: torch packs none, and they could be of any size."""
+    if not (Path(path).is_file() and zipfile.is_zipfile(path)):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(part.file_size > part.compress_size for part in archive.infolist())

@@ -18,7 +18,7 @@ from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.keys import digest_key
 from lightning_ifru.ledger import is_result
-from lightning_ifru.loading import LOADING_ERRORS, loading_arguments, loading_refusal
+from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
 from lightning_ifru.outputs import check_target
 from lightning_ifru.processes import together
 from lightning_ifru.report import UnlearningReport
@@ -55,7 +55,8 @@ def unlearn(
             say where, and without any none is written. It appears as a whole, at once and last of all: until then
             nothing is changed, and from then on all is. A ledger stands beside it, see :mod:`~lightning_ifru.ledger`.
         dry_run: only say what would be forgotten and at what cost; nothing is changed.
-        weights_only: passed on to Lightning's loading of the checkpoint; ``False`` allows any Python object in it.
+        weights_only: ``False`` allows any Python object in the checkpoint, whose code is then run; by default nothing
+            but tensors and plain values is loaded, whatever the version of Lightning.
 
     Returns:
         What happened. Where a checkpoint has been written, ``"best"`` and ``"last"`` now stand for it.
@@ -67,13 +68,11 @@ def unlearn(
             the other processes of the trainer a :class:`~lightning_ifru.errors.RankError`.
     """
     callback = _callback(trainer)
-    loading = loading_arguments(trainer, weights_only)
     module, data = check_pair(_model(trainer, model), datamodule or getattr(trainer, "datamodule", None))
     check_setup(trainer, module)
     reports: list[UnlearningReport] = []
     refused: list[UnlearningError] = []
     asked: UnlearningRequest | None = None
-    loaded = False
 
     def meet() -> None:
         # Lightning copies rank 0's weights to all, for which they need one shape.
@@ -84,11 +83,9 @@ def unlearn(
             ranks.check_equal({"numbers of users or items": [data.num_users, data.num_items], "models": sizes})
 
     def run() -> list[Any]:
-        nonlocal loaded
-        loaded = True
         with together(trainer):
             if trainer.ckpt_path:
-                _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path, **loading))
+                _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path))
                 if asked is not None:  # the checkpoint knows what was forgotten before
                     data.forget(asked)
             reports.append(callback.unlearn(trainer, module, data, transaction, target, dry_run))
@@ -97,6 +94,7 @@ def unlearn(
     target = None if output is None or dry_run else Path(output)
     with (
         all_or_nothing(trainer, callback, module, data, undo=dry_run) as transaction,
+        safe_loading(trainer, weights_only),
         _instead(trainer, callback, meet, run),
     ):
         try:
@@ -118,9 +116,9 @@ def unlearn(
                 raise
             refused.append(refusal)  # the other ranks learn of it as soon as they are connected
         try:
-            trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False, **loading)
-        except LOADING_ERRORS as error:
-            if loaded or ckpt_path is None:
+            trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
+        except Exception as error:
+            if ckpt_path is None or not while_loading(error):
                 raise
             raise loading_refusal(error, ckpt_path, module) from error
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import warnings
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any
 
 import lightning
@@ -29,7 +29,7 @@ from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.keys import digest_key
 from lightning_ifru.ledger import is_result
-from lightning_ifru.loading import LOADING_ERRORS, loading_refusal
+from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
 from lightning_ifru.outputs import check_target, replacing
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
@@ -86,6 +86,13 @@ class TrainingCommand(LightningCLI):
         parser.add_class_arguments(IFRUCallback, "ifru", sub_configs=True)
         link_sizes(parser)
         add_options(parser, self.command)
+        if "weights_only" not in inspect.signature(getattr(lightning.Trainer, self.command)).parameters:
+            parser.add_argument(
+                "--weights_only",
+                type=bool | None,
+                default=None,
+                help="false loads any object from the checkpoint, whose code is then run.",
+            )
         self.passed_over = OF_THE_FIT.keys() - parser.get_defaults().keys()
         for key in self.passed_over:
             parser.add_argument(f"--{key}", type=OF_THE_FIT[key], default=None, help=SUPPRESS)
@@ -186,15 +193,14 @@ class TrainingCommand(LightningCLI):
 
     def unlearn(self, **given: Any) -> None:
         """Unlearn; write the checkpoint, and answer with the report."""
-        wanted = self.options
-        if self.finished and not wanted.overwrite and not self._finished(self._ifru().method):
-            check_target(Path(wanted.output), False, "--output")  # by another method, and so it is in the way
-        asked = {name: wanted[name] for name in ("request", "ckpt_path", "output", "dry_run")}
+        if self.finished and not self.options.overwrite and not self._finished(self._ifru().method):
+            check_target(Path(self.options.output), False, "--output")  # by another method, and so it is in the way
+        asked = {name: self.options[name] for name in ("request", "ckpt_path", "output", "dry_run")}
         with self._stdout():
             report = unlearn(self.trainer, **given, **asked)
         if self.trainer.is_global_zero:
             self._write(report)
-            if not wanted.json:
+            if not self.options.json:
                 Console().print(report)
         self._say(asdict(report))
 
@@ -243,12 +249,11 @@ class TrainingCommand(LightningCLI):
                 )
 
     def _run(self, method: Callable[..., Any], given: dict[str, Any]) -> Any:
-        with self._stdout():
+        with self._stdout(), safe_loading(self.trainer, self.options.weights_only):
             try:
                 return method(**given)
-            except LOADING_ERRORS as error:
-                frames = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
-                if not any(name.endswith("trainer.connectors.checkpoint_connector") for name in frames):
+            except Exception as error:
+                if given["ckpt_path"] is None or not while_loading(error):
                     raise
                 raise loading_refusal(error, given["ckpt_path"], self.model) from error
 

@@ -596,7 +596,7 @@ class Bad:
     @staticmethod
     def a_file_of_something_else(g):
         torch.save([1, 2], g.folder / "list.ckpt")
-        return {"original": g.folder / "list.ckpt"}, "list.ckpt could not be loaded (ValueError: it holds a list)"
+        return {"original": g.folder / "list.ckpt"}, "list.ckpt could not be loaded (it holds a list)"
 
     @staticmethod
     def scores_that_are_not_finite(g):

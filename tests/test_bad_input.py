@@ -1,6 +1,5 @@
 """Bad input gets a sentence that says what was got, what was wanted and what to do; and nothing is lost."""
 
-import inspect
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -379,7 +378,6 @@ def averaged_weights(callback):
     return breaks
 
 
-SAFE = "weights_only" in inspect.signature(lightning.Trainer.predict).parameters  # Lightning loads safely since 2.6
 NOT_FINITE = ["finite"]
 L, M = UnlearningError, MisconfigurationException
 CASES = [
@@ -449,7 +447,7 @@ CASES = [
     (another_model(HalfStep), ObjectiveError, ["HalfStep.training_step", "differs by", "norm"]),
     (another_model(ByHand), ObjectiveError, ["ByHand.training_step optimises by itself", "automatic", "drop"]),
     (another_model(Lossless), ObjectiveError, ["Lossless.training_step returned NoneType", "wanted", "drop"]),
-    *([(a_checkpoint_with_an_object, L, ["object.ckpt holds more than", "pass weights_only=False"])] if SAFE else []),
+    (a_checkpoint_with_an_object, L, ["object.ckpt holds more than", "pass weights_only=False"]),
     (another_model(Unseeded), ObjectiveError, NOT_FINITE),
     (a_method_that_is_none, M, ["'hessian' as method", "wanted an IFRU"]),
     *(
@@ -582,25 +580,9 @@ def test_a_model_that_cannot_be_unlearned_is_left_trained_by_a_callbacks_request
 
 def test_a_checkpoint_with_an_object_is_loaded_if_asked_for(world):
     a_checkpoint_with_an_object(world)
-    arguments = {"weights_only": False} if SAFE else {}
-    report = world.trainer.unlearn(world.data, request=world.request, ckpt_path=world.ckpt_path, **arguments)
+    report = world.trainer.unlearn(world.data, request=world.request, ckpt_path=world.ckpt_path, weights_only=False)
     assert report.num_users_erased == 1
     assert str(world.ckpt_path) in report.older_checkpoints
-
-
-def test_strict_loading_is_refused_where_lightning_cannot_keep_it(world, monkeypatch, snapshot):
-    """Lightning before 2.6, whose ``predict`` has no such argument, stood in for by a narrower signature."""
-    predict = lightning.Trainer.predict
-
-    def older(self, model=None, dataloaders=None, datamodule=None, return_predictions=None, ckpt_path=None):
-        return predict(self, model, dataloaders, datamodule, return_predictions, ckpt_path)
-
-    monkeypatch.setattr(lightning.Trainer, "predict", older)
-    state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
-    with pytest.raises(MisconfigurationException, match=r"got weights_only=True, which Lightning .* cannot keep"):
-        world.trainer.unlearn(world.data, request=world.request, weights_only=True)
-    state.check()
-    assert world.trainer.unlearn(world.data, request=world.request, weights_only=False).num_users_erased == 1
 
 
 class CountingStep(LightGCN):

@@ -6,17 +6,18 @@ import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch._dynamo import OptimizedModule
 
+from lightning_ifru.assessment import Assessment, of_request, retrained
 from lightning_ifru.checkpoints import older_checkpoints, stand_for, warn_of
 from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.errors import IncompleteError
 from lightning_ifru.influence import IFRU
-from lightning_ifru.keys import digest_key
 from lightning_ifru.ledger import Entry, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
@@ -25,10 +26,12 @@ from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.ranks import Ranks
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.retraining import check_retrainable, train_anew
 from lightning_ifru.setups import check_setup, evaluation_mode, plainly
 from lightning_ifru.target import Target
 from lightning_ifru.transaction import Transaction, all_or_nothing
 from lightning_ifru.unlearning import Unlearning
+from lightning_ifru.verdict import ADVISED, Drift, Tolerance
 
 
 class IFRUCallback(lightning.Callback):
@@ -45,12 +48,18 @@ class IFRUCallback(lightning.Callback):
         evaluate: whether to measure what unlearning did to recommendations and to the forgotten pairs. All users'
             recommendations before and after can take far longer than one person's erasure; without, the report lacks
             metrics, recommendations changed and scores of the forgotten, and says so.
+        tolerance: what an unlearning may leave before retraining is advised, and by how much loss and metrics may get
+            worse before all is undone.
+        on_incomplete: what to do where retraining is advised. ``"warn"``: say so. ``"raise"``: undo all and raise;
+            the request stays staged. ``"retrain"``: draw the weights anew and fit again, from epoch 0 with the
+            trainer's own limits, on the data without the forgotten; see
+            :func:`~lightning_ifru.retraining.train_anew`.
 
     Attributes:
         report: of the last unlearning, ``None`` before the first; no part of a checkpoint.
 
     Raises:
-        MisconfigurationException: the method is no ``IFRU``.
+        MisconfigurationException: an argument is none of these, or a fit would have to begin inside of another.
 
     Example:
         >>> IFRUCallback(IFRU(max_steps=2)).state_dict()
@@ -62,6 +71,8 @@ class IFRUCallback(lightning.Callback):
         method: IFRU | None = None,
         request: UnlearningRequest | str | Path | None = None,
         evaluate: bool = True,
+        tolerance: Tolerance | None = None,
+        on_incomplete: Literal["warn", "raise", "retrain"] = "warn",
     ) -> None:
         if not (method is None or isinstance(method, IFRU)):
             raise MisconfigurationException(
@@ -72,12 +83,28 @@ class IFRUCallback(lightning.Callback):
                 f"IFRUCallback got evaluate={evaluate!r}; wanted True or False: whether to measure the model before "
                 "and after."
             )
+        if not (tolerance is None or isinstance(tolerance, Tolerance)):
+            raise MisconfigurationException(
+                f"IFRUCallback got {tolerance!r} as tolerance; wanted a Tolerance: IFRUCallback(tolerance=Tolerance())."
+            )
+        if on_incomplete not in ("warn", "raise", "retrain"):
+            raise MisconfigurationException(
+                f"IFRUCallback got on_incomplete={on_incomplete!r}; wanted 'warn', 'raise' or 'retrain'."
+            )
+        if on_incomplete == "retrain" and request is not None:
+            raise MisconfigurationException(
+                "IFRUCallback got request= and on_incomplete='retrain'; wanted one of them, for a fit cannot begin "
+                "inside of another: after it, trainer.unlearn(data, request=...) can retrain."
+            )
         self.method = IFRU() if method is None else method
+        self.tolerance = Tolerance() if tolerance is None else tolerance
+        self.on_incomplete = on_incomplete
         self.request = request
         self.evaluate = evaluate
         self.ledger: list[Entry] = []
         self.report: UnlearningReport | None = None
         self._states = WarmStates()
+        self._undone: Target | None = None  # where to write once the model has been trained anew
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger."""
@@ -130,14 +157,41 @@ class IFRUCallback(lightning.Callback):
         """
         with shown_phases(trainer) as phases:
             report = self._unlearn(trainer, module, data, transaction, output, dry_run, phases)
-        if report.residual_before and not report.steps:
-            rank_zero_warn(
-                "No step lowered the residual: the data and the graph are without the forgotten, the parameters are as "
-                "they were, apart from rows of the erased, which are drawn anew; retrain, or train further before."
-            )
+        if self._undone is None:
+            self._tell(report)
+        return report
+
+    def retrains(self) -> bool:
+        """Return whether the last unlearning has changed nothing, so that :meth:`retrain` follows."""
+        return self._undone is not None
+
+    def retrain(
+        self, trainer: lightning.Trainer, module: IFRUMixin, data: InteractionDataModule, report: UnlearningReport
+    ) -> UnlearningReport:
+        """Train anew without what is staged, in place of an unlearning that was not to be trusted.
+
+        Args:
+            trainer: in which nothing runs, inside of the same :func:`all_or_nothing`.
+            module: the model.
+            data: the data.
+            report: on that unlearning.
+        """
+        target, since = self._undone, time.perf_counter()
+        assert target is not None  # or nothing was to be retrained
+        self._undone = None
+        data.commit(data.removal())
+        self._states.forget()
+        train_anew(trainer, module, data)
+        seconds = report.seconds | {"retrain": time.perf_counter() - since}
+        report = self._write(trainer, ranks_of(trainer), target, retrained(report), seconds)
+        self._tell(report)
+        return report
+
+    def _tell(self, report: UnlearningReport) -> None:
+        if report.verdict == ADVISED:
+            rank_zero_warn(f"Retrain this model: {' '.join(report.verdict_reasons)}")
         warn_of(report.older_checkpoints)
         self.report = report
-        return report
 
     def _unlearn(
         self,
@@ -160,20 +214,47 @@ class IFRUCallback(lightning.Callback):
             target = None if dry_run else Target.of(trainer, ranks, transaction, output, self.ledger)
             if not len(data.removal().positions):
                 return self._nothing_left(trainer, ranks, data, target, laps[0])
+            if self.on_incomplete == "retrain":
+                check_retrainable(trainer, module)
             unlearning = Unlearning.of(module, data, self.method, ranks, self._states)
+            drift = Drift.of(self.ledger[-1] if self.ledger else None)
+            assessment = Assessment(unlearning, self.tolerance, drift)
             if target is None:
                 phases.begin("estimating")
-                return ranks.first(unlearning.preview())
+                return ranks.first(assessment.preview())
             target.warn_of_later(self.ledger)
             laps.append(time.perf_counter())
             phases.begin("solving", steps=sum(unlearning.most))
             update = unlearning.solve(step)
             laps.append(time.perf_counter())
             phases.begin("evaluating" if self.evaluate else "applying")
-            report = unlearning.commit(update, step, evaluate=self.evaluate)
+            report = assessment.report(update, step, evaluate=self.evaluate)
+            incomplete = report.verdict == ADVISED
+            if incomplete and self.on_incomplete == "raise":
+                raise IncompleteError(
+                    f"{' '.join(report.verdict_reasons)} Nothing was changed: retrain, or choose on_incomplete='warn' "
+                    "or another Tolerance."
+                )
+            if not (incomplete and self.on_incomplete == "retrain"):
+                unlearning.commit(update)
         laps.append(time.perf_counter())
-        phases.begin("writing")
         seconds = _seconds(laps, update.seconds, report.seconds)
+        if incomplete and self.on_incomplete == "retrain":
+            self._undone = target
+            return replace(report, seconds=seconds)
+        phases.begin("writing")
+        return self._write(trainer, ranks, target, report, seconds)
+
+    def _write(
+        self,
+        trainer: lightning.Trainer,
+        ranks: Ranks,
+        target: Target,
+        report: UnlearningReport,
+        seconds: dict[str, float],
+    ) -> UnlearningReport:
+        """Enter what happened into the ledger, and write the checkpoint."""
+        since = time.perf_counter()
         report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
         self.ledger = [*self.ledger, ranks.first(new_entry(report, self.method, self.ledger, target.before))]
         # Adam's moments are averages of the gradients of what was forgotten.
@@ -184,12 +265,12 @@ class IFRUCallback(lightning.Callback):
             report = replace(report, checkpoint=str(target.path), older_checkpoints=older)
             stand_for(trainer, target.path)
         target.write()
-        report = ranks.first(_timed(report, seconds, laps[-1]))
+        report = ranks.first(_timed(report, seconds, since))
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
         target.publish(self.ledger)
-        return ranks.first(_timed(report, seconds, laps[-1]))
+        return ranks.first(_timed(report, seconds, since))
 
     def _nothing_left(
         self,
@@ -200,17 +281,8 @@ class IFRUCallback(lightning.Callback):
         since: float,
     ) -> UnlearningReport:
         """All that is staged was forgotten before: change nothing, and say so."""
-        removal, request = data.removal(), data.pending
-        assert request is not None  # the removal was planned from it
-        report = UnlearningReport(
-            digest=request.digest(digest_key()),
-            num_forgotten=0,
-            forgotten_by_split=removal.counts,
-            num_users_erased=0,
-            num_items_erased=0,
-            already_absent=removal.absent,
-            dry_run=target is None,
-        )
+        said = of_request(data, data.removal())
+        report = UnlearningReport(**said, num_users_erased=0, num_items_erased=0, dry_run=target is None)
         if target is not None:
             data.discard()
             target.leave(self.ledger)

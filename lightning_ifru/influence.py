@@ -25,12 +25,14 @@ from torch import Tensor
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.examples import Examples
 from lightning_ifru.hops import influence_by_hop
+from lightning_ifru.looseness import Looseness
 from lightning_ifru.memory import check_memory, demand
-from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step, System, norm
+from lightning_ifru.newton import CURVATURES, NewtonSearch, Progress, Step
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters, ravel
 from lightning_ifru.problem import Problem, Sides
 from lightning_ifru.pruning import expand_to_parameters, important_nodes
+from lightning_ifru.system import System, norm
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Update:
         steps: the accepted steps.
         cg_iterations: products with the curvature in all, those of rejected steps included.
         negative_curvature: linear systems that were seen not to be positive definite; no step comes from one.
+        looseness: what the first step leaves open about the forgotten pairs.
         unknowns: the number of node rows solved for.
         rows_changed: the number of node rows that differ from the original ones, reset rows included.
         seconds: the time of ``influence`` and ``solve``.
@@ -101,6 +104,7 @@ class Update:
     steps: tuple[Step, ...]
     cg_iterations: int
     negative_curvature: int
+    looseness: Looseness
     unknowns: int
     rows_changed: int
     seconds: dict[str, float]
@@ -303,6 +307,7 @@ class IFRU:
             steps=steps,
             cg_iterations=search.products,
             negative_curvature=search.negative,
+            looseness=search.looseness,
             unknowns=int(nodes.sum()),
             rows_changed=_rows_changed(objective, parameters, theta),
             seconds=seconds,

@@ -24,9 +24,10 @@ from lightning_ifru.graph import LinearMap
 from lightning_ifru.hops import HOPS
 from lightning_ifru.influence import IFRU, Extent, Update
 from lightning_ifru.local_problem import Budget, Departure, LocalProblem
-from lightning_ifru.newton import DRAWN, EXACT, NewtonSearch, Progress, System, norm
+from lightning_ifru.newton import NewtonSearch, Progress
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
+from lightning_ifru.system import DRAWN, EXACT, System, norm
 from lightning_ifru.warm import WarmState
 
 #: A residual is as good as none at this share of the first where hubs are sampled: the influence is as far off.
@@ -93,6 +94,7 @@ class LocalSolve:
             steps=steps,
             cg_iterations=search.products,
             negative_curvature=search.negative,
+            looseness=search.looseness,
             unknowns=int(problem.unknown.sum()),
             rows_changed=int((self._rows != before[problem.here]).any(dim=1).sum()),
             seconds=seconds,
@@ -120,6 +122,8 @@ class LocalSolve:
             free=unknown,
             kept=unknown,
             share=(problem.counts.clamp(min=1) / problem.num_after).to(b.device),
+            gradient=problem.gradient.flatten(),
+            pairs=problem.pairs,
             precision=DRAWN if objective.loss.needs_negatives else SAMPLED if problem.capped else EXACT,
         )
 

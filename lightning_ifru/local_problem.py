@@ -132,6 +132,7 @@ class LocalProblem:
 
     def __init__(self, warm: WarmState, departure: Departure, budget: Budget, seed: int) -> None:
         self._warm, self._departure = warm, departure
+        self._forgotten = warm.near.ends(departure.rows)
         near, generator = warm.near, torch.Generator().manual_seed(seed)
         each = 1 if warm.draws is None else warm.draws.per_row
         self.draws_after = None if warm.draws is None else warm.draws.without(departure.withdrawn)
@@ -191,6 +192,18 @@ class LocalProblem:
         direct = before - resampled
         rows = self.erased.to(self._device)
         return total.masked_fill(rows.unsqueeze(1), 0.0), direct.masked_fill(rows.unsqueeze(1), 0.0)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of the risk of all data in the rows of the nodes, ``[m, d]``."""
+        model = self._warm.model
+        decay = model.objective.weight_decay.get(model.name, 0.0)
+        return model.mean(self._gradients) / self.num_before + decay * self._embeddings[0]
+
+    @property
+    def pairs(self) -> Tensor:
+        """The nodes of what goes, by their new numbers, ``[2, k]``."""
+        return torch.stack([self.at[locate(end, self.nodes)[0].to(self._device)] for end in self._forgotten])
 
     def changes(self, first: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return how the layers of embeddings and of gradients change on the nodes if the table does by ``first``."""

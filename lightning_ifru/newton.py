@@ -18,8 +18,8 @@ as if damped in this metric, and as a preconditioner it takes fewer products tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -27,12 +27,11 @@ from torch import Tensor
 
 from lightning_ifru.curvature import Curvature, GaussNewton, Hessian
 from lightning_ifru.errors import ObjectiveError
-from lightning_ifru.examples import Examples
-from lightning_ifru.objective import Objective
+from lightning_ifru.looseness import WEAKER, Looseness, pair_moves
 from lightning_ifru.parameters import Parameters, ravel, unravel
-from lightning_ifru.problem import Problem, Sides
 from lightning_ifru.pruning import expand_to_parameters
 from lightning_ifru.solvers import KrylovSpace, Solution, Status
+from lightning_ifru.system import System, norm
 
 if TYPE_CHECKING:
     from lightning_ifru.influence import IFRU
@@ -50,72 +49,8 @@ _DOWNHILL = 0.98
 _INDIFFERENT = 0.05
 #: Relative standard error at which the mean curvature is known well enough: dampings are factors of three apart.
 _SURE = 0.01
-#: A residual is as good as none at this share of the first one ...
-EXACT = 1e-3
-#: ... and at this where negatives were drawn: another draw moves the influence itself by about as much ...
-DRAWN = 0.05
-#: ... and steps go on while each leaves at most this share of the last one.
+#: Steps go on while each leaves at most this share of the last residual.
 _WORTHWHILE = 0.95
-
-
-@dataclass(frozen=True)
-class System:
-    r"""What Newton steps are taken on.
-
-    Attributes:
-        objective, edge_index, examples: the risk :math:`J(\cdot; R, G')`.
-        start: the parameters to step from.
-        leftover: the gradient :math:`\nabla J(\hat\theta; D, G)` that is to be arrived at, ``[P]``.
-        free: 1 where a parameter takes part in the residual, 0 in rows of erased nodes, ``[P]``.
-        kept: 1 where a parameter is an unknown, ``[P]``.
-        share: the share :math:`n_v / n` of all examples that each node has, ``[num_nodes]``.
-        precision: the share of the first residual that is as good as none.
-    """
-
-    objective: Objective
-    edge_index: Tensor
-    examples: Sequence[Examples]
-    start: Parameters
-    leftover: Tensor
-    free: Tensor
-    kept: Tensor
-    share: Tensor
-    precision: float = EXACT
-
-    @classmethod
-    def of(
-        cls,
-        objective: Objective,
-        problem: Problem,
-        sides: Sides,
-        *,
-        start: Parameters,
-        leftover: Tensor,
-        free: Tensor,
-        nodes: Tensor,
-    ) -> System:
-        """Describe all of a problem, the rows of ``nodes`` (a bool mask ``[num_nodes]``) being the unknowns."""
-        counts = problem.node_counts(objective, problem.retained)
-        return cls(
-            objective=objective,
-            edge_index=problem.after,
-            examples=[sides.retained_after],
-            start=start,
-            leftover=leftover,
-            free=free,
-            kept=expand_to_parameters(nodes, objective, start),
-            share=counts.clamp(min=1) / len(problem.retained),
-            precision=DRAWN if objective.loss.needs_negatives else EXACT,
-        )
-
-    def look(self, theta: Parameters) -> tuple[float, Tensor]:
-        r"""Return the risk :math:`J(\theta; R, G')` and :math:`r(\theta)`, ``[P]``."""
-        risk, gradient = self.objective.value_and_gradient(theta, self.edge_index, self.examples)
-        return risk, (ravel(gradient) - self.leftover) * self.free
-
-    def residual(self, theta: Parameters) -> Tensor:
-        r"""Return :math:`r(\theta)`, ``[P]``."""
-        return self.look(theta)[1]
 
 
 @dataclass(frozen=True)
@@ -141,6 +76,7 @@ class NewtonSearch:
     Attributes:
         products: products with the curvature so far.
         negative: linear systems so far that were seen not to be positive definite.
+        looseness: what the first step leaves open about the forgotten pairs.
 
     Raises:
         ObjectiveError: the influence or the curvature has values that are not finite, or there is no curvature.
@@ -150,6 +86,7 @@ class NewtonSearch:
         self.method, self.system, self.report = method, system, report
         self.dampings = DAMPINGS if method.damping is None else (method.damping,)
         self.products = self.negative = 0
+        self.looseness = Looseness()
         # The mean curvature is probed where the first step is taken from.
         self._matrix: Curvature | None = None
 
@@ -167,15 +104,18 @@ class NewtonSearch:
         metric = self._metric()
         at = _FIRST_DAMPING if self.method.damping is None else 0
         theta, steps = self.system.start, list[Step]()
+        asked, pulled = pair_moves(self.system, theta, residual / metric, self.system.gradient / metric)
+        self.looseness = Looseness(asked=asked, pulled=pulled)
         complete = self.system.precision * size
         while len(steps) < self.method.max_steps and size > complete:
             found = (self._step(kind, theta, residual, metric, at) for kind in kinds)
             trials = [trial for trial in found if trial is not None]
             if not trials:
                 break
-            step, moved, at, reached = min(trials, key=lambda trial: trial[0].residual)
+            step, moved, at, reached, looseness = min(trials, key=lambda trial: trial[0].residual)
             if step.residual >= size:
                 break
+            self.looseness = looseness
             worthwhile = step.residual <= _WORTHWHILE * size
             theta, residual, size = moved, reached, step.residual
             steps.append(step)
@@ -245,7 +185,7 @@ class NewtonSearch:
 
     def _step(
         self, kind: CurvatureName, theta: Parameters, residual: Tensor, metric: Tensor, at: int
-    ) -> tuple[Step, Parameters, int, Tensor] | None:
+    ) -> tuple[Step, Parameters, int, Tensor, Looseness] | None:
         """Walk the ladder of dampings from ``at`` towards the smallest residual."""
         space = KrylovSpace(
             self._curvature(kind, theta),
@@ -279,7 +219,12 @@ class NewtonSearch:
         found = tried[best]
         solution = found.solution
         step = Step(kind, self.dampings[best], solution.status, solution.iterations, found.size, found.risk)
-        return step, found.parameters, best, found.residual
+        looseness = self.looseness
+        if theta is self.system.start:
+            weaker = space.solve(WEAKER * self.dampings[best]).value
+            moved, undecided = pair_moves(self.system, theta, solution.value, weaker - solution.value)
+            looseness = replace(looseness, moved=moved, undecided=undecided)
+        return step, found.parameters, best, found.residual, looseness
 
     def _try(self, theta: Parameters, solution: Solution) -> _Trial:
         """Take a solution's step; its size is infinite where the system was not positive definite."""
@@ -336,8 +281,3 @@ def _walk(size: Callable[[int], float], start: int, length: int, current: float)
         best -= 1
         least = min(least, size(best))
     return best
-
-
-def norm(vector: Tensor) -> float:
-    """Return the Euclidean norm, summed in double precision."""
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -41,6 +41,13 @@ def summary(report: UnlearningReport) -> Iterator[tuple[str, str]]:
         yield "curvature products, at most", f"{report.expected['products']:,.0f}"
         yield "seconds, at most about", f"{report.expected['seconds']:.1f}"
         return
+    if report.verdict == "retrained":
+        yield "steps", "none: trained anew"
+        yield (
+            "seconds in all / training",
+            f"{report.seconds.get('total', math.nan):.1f} / {report.seconds['retrain']:.1f}",
+        )
+        return
     yield "influence: direct / spillover", f"{short(report.direct_norm)} / {short(report.spillover_norm)}"
     fell = "" if report.residual_fell is None else f"  ({report.residual_fell:.1f}-fold down)"
     yield "residual", f"{short(report.residual_before)} → {short(report.residual_after)}{fell}"

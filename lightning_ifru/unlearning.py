@@ -1,27 +1,21 @@
-"""One unlearning from the staged request to the changed model: plan, solve, measure, and only then commit."""
+"""One unlearning from the staged request to the changed model: plan, solve, and later commit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.effects import Scoring, score_shift, top_changes
 from lightning_ifru.errors import ObjectiveError
-from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import IFRU, Update
-from lightning_ifru.interactions import Interactions
-from lightning_ifru.keys import digest_key
 from lightning_ifru.local import LocalSolve
 from lightning_ifru.local_problem import Departure
 from lightning_ifru.locality import Path, WarmStates
-from lightning_ifru.metrics import evaluate
 from lightning_ifru.metrics.checks import all_finite
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
@@ -32,7 +26,6 @@ from lightning_ifru.problem import Problem
 from lightning_ifru.ranks import ALONE, Ranks
 from lightning_ifru.reach import known_hops
 from lightning_ifru.removal import Removal
-from lightning_ifru.report import UnlearningReport
 from lightning_ifru.splits import SPLITS
 from lightning_ifru.training_checks import check_batches, check_training_step
 
@@ -171,23 +164,7 @@ class Unlearning:
             return declared
         return known_hops(objective, self.parameters, declared)
 
-    def preview(self) -> UnlearningReport:
-        """Return counts, what the graph's change can reach, and the expected cost; nothing is changed."""
-        clock = time.perf_counter()
-        gradient_once = self._gradient()
-        for _ in range(2):  # the first also warms up
-            since = time.perf_counter()
-            gradient_once()
-            gradient = time.perf_counter() - since
-        products, trials = self.most
-        # A curvature product costs about two gradients; each damping tried costs one.
-        return self._report(
-            dry_run=True,
-            expected={"products": products, "seconds": gradient * (2 * products + trials)},
-            seconds={"total": time.perf_counter() - clock},
-        )
-
-    def _gradient(self) -> Callable[[], object]:
+    def gradient(self) -> Callable[[], object]:
         """Check the objective, and return a function that takes its gradient once."""
         if self.path.model is not None:
             system = self.nearby.system
@@ -218,41 +195,15 @@ class Unlearning:
                     f"unlearning arrived at values of '{name}' that are not finite; nothing was changed: check the "
                     "model's weights, or force IFRU(curvature='gauss-newton', damping=1.0)."
                 )
-        return update
+        # What the ranks have computed alike, unlike processors may have rounded differently.
+        return replace(update, parameters={name: self.ranks.first(t) for name, t in update.parameters.items()})
 
-    def commit(self, update: Update, progress: Progress | None = None, *, evaluate: bool = True) -> UnlearningReport:
-        """Put the corrected parameters into the model, take the forgotten out of the data, and report.
+    def commit(self, update: Update) -> None:
+        """Put the corrected parameters into the model, and take the forgotten out of the data.
 
         Args:
             update: the result of :meth:`solve`.
-            progress: called with a short text as the evaluation goes on.
-            evaluate: whether to measure the model before and after.
         """
-        # What the ranks have computed alike, unlike processors may have rounded differently.
-        update = replace(update, parameters={name: self.ranks.first(t) for name, t in update.parameters.items()})
-        since = time.perf_counter()
-        measured = self._measured(update, progress) if evaluate else {}
-        seconds = {"evaluate": time.perf_counter() - since} if evaluate else {}
-        report = self._report(
-            direct_norm=update.direct_norm,
-            spillover_norm=update.spillover_norm,
-            residual_before=update.residual_before,
-            residual_after=update.residual_after,
-            stationarity=update.stationarity,
-            curvature=update.steps[-1].curvature if update.steps else None,
-            damping=update.steps[-1].damping if update.steps else None,
-            steps=len(update.steps),
-            trajectory=[{**asdict(step), "status": step.status.value} for step in update.steps],
-            cg_iterations=update.cg_iterations,
-            unknowns=update.unknowns,
-            rows_changed=update.rows_changed,
-            influence_by_hop=update.by_hop,
-            examples=update.extent.examples,
-            sampled_rows=update.extent.sampled_rows,
-            importance_left_out=update.extent.left_out,
-            seconds=seconds,
-            **measured,
-        )
         with torch.no_grad():
             named = dict(self.module.named_parameters())
             for name, tensor in update.parameters.items():
@@ -264,7 +215,6 @@ class Unlearning:
         else:
             self.states.forget()  # which hold rows of the erased as they were
         self.module.release_graph()
-        return self.ranks.first(report)
 
     def _reset_rows(self) -> Parameters:
         """The parameters with fresh rows for erased users and items."""
@@ -282,67 +232,6 @@ class Unlearning:
         if not len(rows):
             return table[:0]
         return self.module.initial_rows(name, rows, seed=self.method.seed).to(table)
-
-    def _survivors(self, split: str) -> Interactions:
-        return self.data.table.select(split, without=self.removal).to(self.module.device)
-
-    def _measured(self, update: Update, progress: Progress | None) -> dict[str, Any]:
-        """What can be said of the model before and after: metrics, recommendations, scores of the forgotten."""
-        problem, users = self.problem, self.objective.num_users
-        test, seen = self._survivors("test"), self._survivors("train")
-        with torch.no_grad():
-            before = self._scoring(self.parameters, problem.before)
-            after = self._scoring(update.parameters, problem.after)
-            loss, candidates = self.objective.loss, problem.candidates_after
-            belief = loss.probabilistic and not loss.needs_negatives
-
-            def metrics(model: Scoring) -> dict[str, float | None]:
-                labelled, seed = self.data.labelled, self.data.seed
-                return evaluate(*model, users, test, seen, candidates, labelled, seed, progress=progress)
-
-            def changes() -> dict[str, list[int]]:
-                hops = node_hops(self.objective, problem)[:users]
-                return top_changes(before, after, hops, seen, candidates, self.method.seed)
-
-            found: dict[str, Callable[[], Any]] = {
-                "metrics_before": lambda: metrics(before),
-                "metrics_after": lambda: metrics(after),
-                "top_changes": changes,
-                "score_shift": lambda: score_shift(
-                    before, after, problem.forgotten, problem.erased, users, belief=belief
-                ),
-            }
-            return dict(zip(found, self.ranks.spread([*found.values()]), strict=True))
-
-    def _scoring(self, parameters: Parameters, edge_index: Tensor) -> Scoring:
-        decoder = self.objective.decoder_part(parameters)
-
-        def decode(src: Tensor, dst: Tensor) -> Tensor:
-            return self.objective.decode(decoder, src, dst)
-
-        return None if self.module.scores_dot_products else decode, self.objective.encode(parameters, edge_index)
-
-    def _report(self, **found: Any) -> UnlearningReport:
-        request = self.data.pending
-        assert request is not None  # the removal was planned from it
-        users = int((self.erased < self.objective.num_users).sum())
-        return UnlearningReport(
-            digest=request.digest(digest_key()),
-            num_forgotten=len(self.removal.positions),
-            forgotten_by_split=dict(self.removal.counts),
-            num_users_erased=users,
-            num_items_erased=len(self.erased) - users,
-            affected_nodes=self._affected(),
-            path="full" if self.path.model is None else "local",
-            path_reason=self.path.reason,
-            **found,
-        )
-
-    def _affected(self) -> int | None:
-        """How many nodes' representation the graph's change can reach, unless nobody looks at all of the graph."""
-        if self.path.model is not None or self.reach is None:
-            return None
-        return int(self.problem.affected(self.objective, self.reach).sum())
 
 
 def _trained(data: InteractionDataModule, removal: Removal) -> Tensor:

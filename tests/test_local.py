@@ -187,7 +187,7 @@ def test_two_requests_one_after_the_other_warm_are_two_cold_ones(loss, layers):
         model, data = brought(loss, layers)
         for request_of in (one_user, interactions):  # of an item withdrawn before, a new state has never known
             work = unlearning(model, data, request_of(data), method, kept)
-            work.commit(work.solve(), evaluate=False)
+            work.commit(work.solve())
         tables.append(next(model.parameters()).detach())
     assert float((tables[0] - next(brought(loss, layers)[0].parameters())).detach().norm()) > 0.01
     assert torch.allclose(*tables, rtol=0, atol=1e-9)
@@ -202,7 +202,7 @@ def test_after_requests_the_warm_state_is_that_made_anew_and_holds_nothing_of_th
         work = unlearning(model, data, request_of(data), method, states)
         update = work.solve()
         warm = states._state
-        work.commit(update, evaluate=False)
+        work.commit(update)
         assert warm is states._state
         (name,) = work.parameters
         table = dict(model.named_parameters())[name].detach()
@@ -459,7 +459,7 @@ def test_layers_are_kept_while_they_are_true_and_made_anew_when_they_are_not():
     third = state()
     assert third is not second
     work = unlearning(model, data, one_user(data), replace(method, locality="full"), states)
-    work.commit(work.solve(), evaluate=False)  # another path
+    work.commit(work.solve())  # another path
     data.forget(UnlearningRequest(users=[data.user_ids[4]]))
     with evaluation_mode(model):
         _ = Unlearning.of(model, data, method, states=states).nearby
@@ -552,7 +552,7 @@ def test_layers_of_the_gradient_are_made_anew_before_they_have_drifted_far(layer
     for _ in range(12):
         request = UnlearningRequest(users=[next(u for u in data.user_ids if u is not None)])
         work = unlearning(model, data, request, IFRU(locality="local", max_rows=5, max_steps=1), states)
-        work.commit(work.solve(), evaluate=False)
+        work.commit(work.solve())
         drifts.append(states._state.drift)
     assert max(drifts) > 0
     assert any(later < earlier for earlier, later in itertools.pairwise(drifts)), "some request has made them anew"
@@ -562,7 +562,7 @@ def test_layers_are_let_go_of_by_a_solve_over_all_data_and_follow_the_candidates
     model, data = brought("bpr", 1)
     states = WarmStates()
     work = unlearning(model, data, one_user(data), IFRU(locality="local", max_rows=5, max_steps=1), states)
-    work.commit(work.solve(), evaluate=False)
+    work.commit(work.solve())
     state = states._state
     candidates = data.candidates
     assert state.holds(work.states._state.embeddings[0], candidates)

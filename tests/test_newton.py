@@ -188,7 +188,7 @@ def record(monkeypatch):
 
     def spy(self, theta, solution):
         result = original(self, theta, solution)
-        trials.append((solution.status, result[0]))
+        trials.append((solution.status, result.size))
         return result
 
     monkeypatch.setattr(newton.NewtonSearch, "_try", spy)

@@ -9,10 +9,11 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from lightning_ifru import IFRU, IFRUMixin, ObjectiveError, UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
-from lightning_ifru.newton import NewtonSearch, System
+from lightning_ifru.newton import NewtonSearch
 from lightning_ifru.parameters import ravel, unravel
 from lightning_ifru.pruning import expand_to_parameters
 from lightning_ifru.setups import evaluation_mode
+from lightning_ifru.system import System
 from lightning_ifru.unlearning import Unlearning
 
 

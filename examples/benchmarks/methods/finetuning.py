@@ -14,9 +14,9 @@ from lightning_ifru import UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.examples import Examples
-from lightning_ifru.newton import norm
 from lightning_ifru.parameters import ravel, unravel
 from lightning_ifru.pruning import expand_to_parameters
+from lightning_ifru.system import norm
 from methods.interface import Forgotten
 from methods.staged import Staged
 

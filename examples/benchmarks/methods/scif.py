@@ -8,8 +8,9 @@ import torch
 from recipes import Scorer, Trained
 
 from lightning_ifru import IFRU, UnlearningRequest
-from lightning_ifru.newton import NewtonSearch, System, norm
+from lightning_ifru.newton import NewtonSearch
 from lightning_ifru.pruning import expand_to_parameters
+from lightning_ifru.system import System, norm
 from methods.interface import Forgotten
 from methods.staged import Staged
 

@@ -553,15 +553,18 @@ def test_a_callbacks_request_that_cannot_be_met_is_refused_before_training(
     assert callback.request is request
 
 
-def test_a_callbacks_request_that_the_resumed_checkpoint_has_forgotten_is_refused_before_training(
+def test_a_callbacks_request_that_the_resumed_checkpoint_has_forgotten_is_done_already(
     trained, make_data, make_model, make_trainer
 ):
     request = UnlearningRequest(users=["person-003"])
     first, _, _ = trained(callbacks=[IFRUCallback(request=request)])
     trainer = make_trainer(callbacks=[IFRUCallback(request=request)], max_epochs=12)
-    with pytest.raises(RequestError, match="forgotten before"):
-        trainer.fit(make_model(), datamodule=make_data(), ckpt_path=first.checkpoint_callback.best_model_path)
-    assert trainer.fit_loop.epoch_progress.current.started <= 10
+    data = make_data()
+    trainer.fit(make_model(), datamodule=data, ckpt_path=first.checkpoint_callback.best_model_path)
+    (callback,) = (c for c in trainer.callbacks if isinstance(c, IFRUCallback))
+    assert (callback.report.num_forgotten, callback.report.already_absent, len(callback.ledger)) == (0, 1, 1)
+    assert data.user_ids[3] is None
+    assert trainer.fit_loop.epoch_progress.current.completed == 12
 
 
 def test_a_model_that_cannot_be_unlearned_is_left_trained_by_a_callbacks_request(make_data, trained):
@@ -679,7 +682,7 @@ def interrupted(world, monkeypatch):
     def interrupt(*_):
         raise SystemExit("no space left for patience")
 
-    monkeypatch.setattr(IFRUCallback, "_entry", interrupt)
+    monkeypatch.setattr("lightning_ifru.callback.new_entry", interrupt)
 
 
 def late_teardown(world, monkeypatch):
@@ -694,9 +697,7 @@ def late_teardown(world, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "fails"),
     [
-        *itertools.product(
-            ["current weights", "from a checkpoint"], [full_disk, logger_offline, interrupted, late_teardown]
-        ),
+        *itertools.product(["current weights", "from a checkpoint"], [full_disk, logger_offline, interrupted]),
         ("dry run", late_teardown),  # it writes nothing
     ],
 )
@@ -711,13 +712,36 @@ def test_what_fails_after_the_solve_leaves_all_as_it_was(world, monkeypatch, sna
     with monkeypatch.context() as patch:
         fails(world, patch)
         state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
-        with pytest.raises((OSError, SystemExit), match="no space left"):
+        with pytest.raises((OSError, SystemExit, DataError), match="no space left"):
             world.call()
         state.check()
     assert world.model.edge_index is world.data.graph()
     assert (world.data.pending is None) == (by == "argument")
     world.dry_run = False
     assert world.call().num_users_erased == (2 if by == "both" else 1)  # as if nothing had happened
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_what_fails_after_the_checkpoint_has_its_name_leaves_the_new_state_and_without_one_the_old(
+    world, monkeypatch, snapshot, checkpointing
+):
+    late_teardown(world, monkeypatch)
+    if not checkpointing:
+        kept = [c for c in world.trainer.callbacks if not isinstance(c, ModelCheckpoint)]
+        monkeypatch.setattr(world.trainer, "callbacks", kept)
+    state = snapshot(model=world.model, data=world.data, trainer=world.trainer)
+    with pytest.raises(OSError, match="no space left to tear down"):
+        world.call()
+    if not checkpointing:
+        state.check()
+        return
+    (callback,) = (c for c in world.trainer.callbacks if isinstance(c, IFRUCallback))
+    written = torch.load(callback.report.checkpoint, weights_only=True)
+    assert torch.equal(written["state_dict"]["net.embedding.weight"], world.model.net.embedding.weight)
+    assert world.data.user_ids[3] is None
+    assert len(callback.ledger) == 1
+    assert world.trainer.checkpoint_callback.best_model_path == callback.report.checkpoint
+    assert world.trainer.train_dataloader is None
 
 
 @pytest.mark.parametrize("fails", [full_disk, logger_offline, interrupted])
@@ -734,7 +758,7 @@ def test_what_fails_when_fitting_has_ended_leaves_the_trained_model_and_the_data
 
     data.forget(UnlearningRequest(users=["person-008"]))
     trainer = make_trainer(callbacks=[Before(), callback])
-    with pytest.raises((OSError, SystemExit), match="no space left"):
+    with pytest.raises((OSError, SystemExit, DataError), match="no space left"):
         trainer.fit(model, datamodule=data)
     (state,) = states
     state.check()

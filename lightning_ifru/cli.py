@@ -16,6 +16,7 @@ from lightning_ifru.audit_command import audit_command
 from lightning_ifru.command_parser import CommandParser, add_flag
 from lightning_ifru.demo import demo
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.scan_command import scan_command
 from lightning_ifru.training_command import TrainingCommand
 
 
@@ -133,6 +134,14 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[str, list[str], str, str], object
         "Measure what an unlearned model still knows of the forgotten.\n\n"
         "Writes audit.html, to be printed or attached to the request, and audit.json.",
         audit_command,
+    ),
+    "scan": (
+        "PATH --request forget.csv [--user userId] [--item movieId] [--purge [--yes]]",
+        "Look for what a folder still holds of the forgotten.\n\n"
+        "Checkpoints that remember, ids in tables, logs and other files, and what a killed process has left; with\n"
+        "advice on each, and a list of what could not be looked into. --purge deletes the checkpoints that remember,\n"
+        "after it has asked, and only where one of the same model has forgotten.",
+        scan_command,
     ),
     "demo": (
         "[--data ratings.csv] [--output_dir demo-output] [...]",

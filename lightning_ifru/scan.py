@@ -1,0 +1,305 @@
+"""What is left of the forgotten in a folder: in checkpoints, tables, logs and whatever else lies there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from lightning_ifru.errors import DataError, UnlearningError
+from lightning_ifru.keys import digest_key
+from lightning_ifru.needles import Found, Needles
+from lightning_ifru.request import UnlearningRequest
+from lightning_ifru.scan_checkpoints import Checkpoint, look_at, looks_like_one, read, unchanged_rows
+from lightning_ifru.scan_files import Unread, look_into, unpacked
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is left.
+
+    Attributes:
+        file: its path below the one scanned.
+        where: where in it.
+        kind: ``"checkpoint"``: it remembers; ``"rows"``: a checkpoint in which rows of the erased are as they were;
+            ``"text"``: another file with ids in it; ``"unfinished"``: a folder that a killed process has left.
+        entries: which entries of the request, by their places in it and never by their ids; the first five of
+            ``num_entries``.
+        count: how often they were found.
+        advice: what to do.
+    """
+
+    file: str
+    where: str
+    kind: str
+    entries: list[str]
+    num_entries: int
+    count: int
+    advice: str
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A file, link or part of one that was not looked into, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan has found, and what it has not looked at.
+
+    Attributes:
+        path: that was scanned.
+        digest: keyed digest (HMAC) of the request.
+        num_entries: entries of the request; ``num_quiet`` of them are short, plain words or small numbers, and were
+            looked for only where a name says what stands there: in columns, keys and tables of ids.
+        findings: what is left.
+        unseen: what was not looked into.
+        checkpoints: what each checkpoint knows: ``"remembers"``, ``"has forgotten"``, ``"knows none of it"`` or
+            ``"cannot be told"``.
+        num_files, num_bytes: what was looked at.
+        purged: the checkpoints deleted, see :func:`~lightning_ifru.purging.purge`.
+    """
+
+    path: str
+    digest: str
+    num_entries: int
+    num_quiet: int
+    findings: list[Finding] = field(default_factory=list)
+    unseen: list[Unseen] = field(default_factory=list)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    num_files: int = 0
+    num_bytes: int = 0
+    purged: list[str] = field(default_factory=list)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return all attributes as JSON."""
+        return json.dumps(asdict(self), indent=indent)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # One table for each kind, since what to do is the same for all of them.
+        for kind, advice in ADVICE.items():
+            found = [one for one in self.findings if one.kind == kind]
+            if found:
+                yield _table(
+                    f"{advice[0]}: {advice[1]}", ("file", "where", "entries", "times"), [_row(one) for one in found]
+                )
+        others = {name: status for name, status in self.checkpoints.items() if status != "remembers"}
+        if others:
+            yield _table("Other checkpoints", ("file", ""), [*others.items()])
+        if self.purged:
+            yield _table("Deleted", ("file",), [(path,) for path in self.purged])
+        if self.unseen:
+            yield _table("Not looked into, or not in full", ("file", "why"), [(o.file, o.reason) for o in self.unseen])
+        what = f"{len(self.findings)} findings" if self.findings else "Nothing of the request was found"
+        yield Text(f"{what} in {self.num_files:,} files, {self.num_bytes:,} bytes.")
+        if self.num_quiet:
+            yield Text(
+                f"{self.num_quiet} of the request's {self.num_entries} entries are too short or too plain to be looked "
+                "for in text and bytes; they were looked for in columns, keys and tables of ids."
+            )
+
+
+def _row(one: Finding) -> tuple[str, str, str, str]:
+    more = f" and {one.num_entries - len(one.entries)} more" if one.num_entries > len(one.entries) else ""
+    return one.file, one.where, ", ".join(one.entries) + more, f"{one.count:,}" if one.count else ""
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(headings))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # names of files are no markup
+    return table
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A report with what a purge needs to know: the checkpoints, and the files as they were when they were read."""
+
+    report: ScanReport
+    base: Path
+    checkpoints: list[Checkpoint]
+    seen: dict[Path, os.stat_result]
+
+    def name(self, path: Path) -> str:
+        """Return what a file is called in the report."""
+        return str(path.relative_to(self.base))
+
+
+def scan(
+    path: str | Path, request: UnlearningRequest | str | Path, *, user: str = "user", item: str = "item"
+) -> ScanReport:
+    r"""Look for what a folder still holds of a request: ids in checkpoints and files, and entries not forgotten.
+
+    Nothing is executed: checkpoints are read as tensors and plain values alone, and links out of the folder are not
+    followed. No id is repeated in the report; it names the entries of the request by their places.
+
+    Args:
+        path: a folder, or a file.
+        request: what was to be forgotten, or the path of the request file, which is not counted where it lies there.
+        user: what users' ids are called in columns and keys, apart from "user"; case, underscores and a final "id" or
+            "s" do not matter.
+        item: the same for items.
+
+    Raises:
+        DataError: there is no such path.
+        RequestError: the request file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "ratings.csv").write_text("user,item\n7,a\n8,a\n")
+        >>> [(one.file, one.where) for one in scan(folder, UnlearningRequest(users=[8])).findings]
+        [('ratings.csv', "column 'user', from row 2 on")]
+    """
+    return look(path, request, user=user, item=item).report
+
+
+def look(path: str | Path, request: UnlearningRequest | str | Path, *, user: str = "user", item: str = "item") -> Scan:
+    """Do what :func:`scan` does, and return what a purge needs beside the report."""
+    root = Path(path)
+    if not root.exists():
+        raise DataError(f"there is nothing at {str(root)!r}; give the path of a folder or a file to scan.")
+    own = None
+    if not isinstance(request, UnlearningRequest):
+        own, request = Path(request), UnlearningRequest.from_file(request)
+    return _Look(root, request, Needles(request, user, item)).over(own)
+
+
+class _Look:
+    """One scan while it goes on."""
+
+    def __init__(self, root: Path, request: UnlearningRequest, needles: Needles) -> None:
+        # A path that is a link itself was asked for as it is.
+        self.root = root.resolve()
+        self.base = self.root if self.root.is_dir() else self.root.parent
+        self.shown, self.needles, self.key = str(root), needles, digest_key()
+        self.digest = request.digest(self.key)
+        self.findings: list[Finding] = []
+        self.unseen: list[Unseen] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.seen: dict[Path, os.stat_result] = {}
+
+    def over(self, own: Path | None) -> Scan:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, about files that are nobody's fault
+            self._look(own)
+        self._compare()
+        report = ScanReport(
+            path=self.shown,
+            digest=self.digest,
+            num_entries=len(self.needles.keys),
+            num_quiet=self.needles.quiet,
+            findings=self.findings,
+            unseen=self.unseen,
+            checkpoints={self._name(one.path): one.status for one in self.checkpoints},
+            num_files=len(self.seen),
+            num_bytes=sum(state.st_size for state in self.seen.values()),
+        )
+        return Scan(report, self.base, self.checkpoints, self.seen)
+
+    def _look(self, own: Path | None) -> None:
+        for path, state in self._files(self.root):
+            if own is not None and own.exists() and os.path.samestat(own.stat(), state):
+                self._leave(path, "the request itself, which says who was forgotten; keep it no longer than you must")
+                continue
+            self.seen[path] = state
+            self._file(path)
+
+    def _files(self, path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        """The plain files below a path, in order, each once."""
+        waiting, known = [path], set()
+        while waiting:
+            path = waiting.pop()
+            try:
+                state = path.lstat()
+                if stat.S_ISLNK(state.st_mode):
+                    if not path.resolve().is_relative_to(self.base):
+                        self._leave(path, "a link out of the folder, not followed")
+                elif stat.S_ISDIR(state.st_mode):
+                    if _UNFINISHED.fullmatch(path.name):
+                        self._find(path, "all of it", "unfinished", Found())
+                    waiting += sorted(path.iterdir(), reverse=True)
+                elif not stat.S_ISREG(state.st_mode):
+                    self._leave(path, "no plain file")
+                elif (state.st_dev, state.st_ino) not in known:
+                    known.add((state.st_dev, state.st_ino))
+                    yield path, state
+            except (OSError, RuntimeError) as error:  # the latter for links in a circle
+                self._leave(path, f"not read ({getattr(error, 'strerror', None) or error})")
+
+    def _file(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                if looks_like_one(path, file.read(4)) and self._checkpoint(path):
+                    return
+                file.seek(0)
+                name, content = unpacked(path.name, file)
+                for hit in look_into(name, content, self.needles):
+                    if isinstance(hit, Unread):
+                        self._leave(path, hit.reason)
+                    else:
+                        self._find(path, hit.where, "text", hit.found)
+        except OSError as error:
+            self._leave(path, f"not read ({error.strerror or error})")
+
+    def _checkpoint(self, path: Path) -> bool:
+        """Look at a file as a checkpoint, and return whether it could be read as one."""
+        try:
+            one = look_at(path, read(path), self.needles, self.key)
+        except UnlearningError as error:
+            self._leave(path, f"{error}, but byte by byte")
+            return False
+        self.checkpoints.append(one)
+        for hit in one.hits:
+            self._find(path, hit.where, "checkpoint", hit.found)
+        if one.unclear:
+            self._leave(path, one.unclear)
+        return True
+
+    def _compare(self) -> None:
+        """Compare rows of the erased with those in older checkpoints of the same model."""
+        for newer in [one for one in self.checkpoints if one.status == "has forgotten"]:
+            names: set[str] = set()
+            for older in [one for one in self.checkpoints if one.status == "remembers" and one.same_model(newer)]:
+                try:
+                    names |= set(unchanged_rows(older, newer, self.needles))
+                except UnlearningError as error:
+                    self._leave(newer.path, f"rows not compared with those of {self._name(older.path)}: {error}")
+            for name in sorted(names):
+                self._find(newer.path, f"rows of the erased in {name}, as before", "rows", Found())
+
+    def _find(self, path: Path, where: str, kind: str, found: Found) -> None:
+        entries = [self.needles.labels[number] for number in sorted(found)[:5]]
+        what = (entries, len(found), sum(found.values()), ADVICE[kind][1])
+        self.findings.append(Finding(self._name(path), where, kind, *what))
+
+    def _leave(self, path: Path, reason: str) -> None:
+        self.unseen.append(Unseen(self._name(path), reason))
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.base)) if path != self.base else "."
+
+
+#: Folders of :mod:`lightning_ifru.outputs`, which nobody but a killed process leaves.
+_UNFINISHED = re.compile(r"\.(?:lightning-ifru|.+\.[0-9A-Za-z]+)-[a-z0-9_]{8}")
+#: What each kind of finding is called, and what to do.
+ADVICE = {
+    "checkpoint": ("Checkpoints that remember", "delete them once one that has forgotten is in their place"),
+    "rows": ("Rows of the erased that are not new", "unlearn again from the older one, and say whose rows these are"),
+    "text": ("Files with ids in them", "delete them, or write them again without these"),
+    "unfinished": ("Left by a process that was killed", "delete the folder if no unlearning is running"),
+}

@@ -1,0 +1,419 @@
+"""What a scan finds in a folder and what it does not mistake for a person; what a purge deletes and what never."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_ifru import DataError, UnlearningRequest
+from lightning_ifru.cli import main
+from lightning_ifru.needles import Needles, is_telling
+from lightning_ifru.purging import purge, to_purge
+from lightning_ifru.scan import look, scan
+
+TELLING = "person-003"
+NUMBER = 7_340_112_905_866
+
+
+def naive(data, ids):
+    """How often each id stands in a text by itself, by a loop over all places."""
+    word = re.compile(rb"[0-9A-Za-z\x80-\xff]")
+    counts = {}
+    for number, text in enumerate(ids):
+        form, count = text.encode(), 0
+        for place in range(len(data) - len(form) + 1):
+            if data[place : place + len(form)] != form:
+                continue
+            before, after = data[max(0, place - 1) : place], data[place + len(form) : place + len(form) + 1]
+            inside = word.match(form[:1]) and word.match(before)
+            count += not (inside or (word.match(form[-1:]) and word.match(after)))
+        if count and is_telling(text):
+            counts[number] = count
+    return counts
+
+
+@given(st.lists(st.sampled_from(["abc-12", "abc-123", "bc-12.x", " ", "é", "\n", "a", "-", "9", "zu", "abcdef"])))
+def test_text_is_searched_as_a_loop_over_all_places_does(parts):
+    ids = ["abc-12", "abc-123", "bc-12.x", "abc", "é-abc-12"]
+    data = "".join(parts).encode()
+    needles = Needles(UnlearningRequest(users=ids))
+    assert dict(needles.in_bytes(data, text=True)) == naive(data, ids)
+
+
+def test_a_long_text_is_searched_as_a_short_one():
+    ids = [f"member-{k:05d}" for k in range(0, 3000, 3)]
+    rng = np.random.default_rng(5)
+    words = [f"member-{k:05d}" for k in rng.integers(0, 3000, 4000)]
+    needles = Needles(UnlearningRequest(users=ids))
+    found = needles.in_bytes(" ".join(words).encode(), text=True)
+    assert {ids[number]: count for number, count in found.items()} == {
+        word: words.count(word) for word in set(words) & set(ids)
+    }
+
+
+def text_of(value):
+    return lambda path: path.write_text(value, encoding="utf-8")
+
+
+def frame(**columns):
+    return pd.DataFrame(columns)
+
+
+def event_file(path):
+    writers = pytest.importorskip("torch.utils.tensorboard")
+    folder = path.with_suffix("")
+    with writers.SummaryWriter(folder) as writer:
+        writer.add_text("asked", TELLING)
+    shutil.move(next(folder.iterdir()), path)
+
+
+#: By the file's name: who is asked for, and what writes a file in which they are.
+HOLDS = {
+    "ratings.csv": (42, lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False)),
+    "semicolons.csv": (42, lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False, sep=";")),
+    "ratings.tsv": (42, lambda p: frame(user=[7, 42]).to_csv(p, index=False, sep="\t")),
+    "ratings.csv.gz": (42, lambda p: frame(user_id=["7", "42"]).to_csv(p, index=False)),
+    "comments.csv": (TELLING, lambda p: frame(text=["x", f"as {TELLING}, said"]).to_csv(p, index=False)),
+    "ratings.parquet": (42, lambda p: frame(users=[7, 42], x=[1, 2]).to_parquet(p)),
+    "numbers.parquet": (NUMBER, lambda p: frame(x=[7, NUMBER]).to_parquet(p)),
+    "words.parquet": (TELLING, lambda p: frame(x=["7", TELLING]).to_parquet(p)),
+    "request.json": (42, text_of('{"users": [42], "items": []}')),
+    "escaped.json": ("søren@example.org", text_of(json.dumps({"note": "søren@example.org"}))),
+    "nested.json": (42, text_of('{"a": [{"user": {"id": "42"}}]}')),
+    "keys.json": (TELLING, text_of(json.dumps({"scores": {TELLING: 0.5}}))),
+    "lines.jsonl": (42, text_of('{"user": 7}\n\n{"user": 42}\n')),
+    "settings.yaml": (42, text_of("data: {users: [7, 42]}\n")),
+    "hparams.yaml": (42, lambda p: p.write_text(yaml.dump({"source": {"user": (7, 42)}}))),
+    "report.html": ("a&b-person", text_of("<p>Forgotten: a&amp;b-person</p>")),
+    "run.log": (TELLING, text_of(f"INFO epoch 3\nINFO user={TELLING}\n")),
+    "long.log": (TELLING, text_of("x" * (9 << 20) + f" {TELLING} " + "y" * (5 << 20))),
+    "no-suffix": (NUMBER, text_of(f"asked for {NUMBER}.")),
+    "run.log.gz": (TELLING, lambda p: p.write_bytes(gzip.compress(f"user={TELLING}".encode()))),
+    "utf-16.txt": (TELLING, lambda p: p.write_text(f"user={TELLING}", encoding="utf-16")),
+    "events.out.tfevents.1.x.0": (TELLING, event_file),
+    "rows.npy": (NUMBER, lambda p: np.save(p, np.array([1, NUMBER]))),
+    "rows.npz": (42, lambda p: np.savez_compressed(p, user=np.array([1, 42]))),
+    "raw.bin": (NUMBER, lambda p: p.write_bytes(b"\0\0\0" + np.array([1, NUMBER], dtype="<i8").tobytes())),
+    "big-endian.bin": (NUMBER, lambda p: p.write_bytes(b"\0" + np.array([1, NUMBER], dtype=">i8").tobytes())),
+    "an.pkl": (NUMBER, lambda p: p.write_bytes(pickle.dumps([1, NUMBER]))),
+    "plain.pt": (42, lambda p: torch.save({"users": torch.tensor([1, 42])}, p)),
+    "hidden.pt": (NUMBER, lambda p: torch.save({"part": torch.tensor([NUMBER, 7])[1:]}, p)),
+}
+PAIRS = {
+    "pairs.csv": ((42, 7), lambda p: frame(user=[42, 8], item=[7, 42]).to_csv(p, index=False)),
+    "pairs.json": ((42, 7), text_of('{"interactions": [[42, 7]]}')),
+    "record.jsonl": ((42, 7), text_of('{"user": 42, "rating": 3, "item": 7}\n')),
+    "pairs.log": ((TELLING, "film-007"), text_of(f"film-007 for {TELLING}\n")),
+    "columns.pt": ((42, 7), lambda p: torch.save({"user": [1, 42], "item": np.array([1, 7]).tolist()}, p)),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_whoever_is_in_a_file_is_found_and_nobody_else(name, tmp_path):
+    who, write = HOLDS[name]
+    write(tmp_path / name)
+    names = {"user": "userId", "item": "movieId"}
+    report = scan(tmp_path, UnlearningRequest(users=["some-one-else", 43, who]), **names)
+    assert [(one.file, one.entries) for one in report.findings] == [(name, ["user (entry 3)"])]
+    assert report.unseen == []
+    assert str(who) not in str(report.findings)
+    absent = scan(tmp_path, UnlearningRequest(users=["some-one-else", 43]), **names)
+    assert absent.findings == []
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_is_found_where_both_are_and_not_where_one_is(name, tmp_path):
+    (user, item), write = PAIRS[name]
+    write(tmp_path / name)
+    report = scan(tmp_path, UnlearningRequest(interactions=[(user, item)]))
+    assert [(one.file, one.entries, one.count) for one in report.findings] == [(name, ["interaction (entry 1)"], 1)]
+    others = [(user, "film-008"), ("person-004", item)]
+    others += [(item, user)] if name != "pairs.log" else []  # a text does not say who is who
+    assert scan(tmp_path, UnlearningRequest(interactions=others)).findings == []
+
+
+INNOCENT = {
+    "metrics.csv": "epoch,step,val_loss\n42,7,0.42\n",
+    "hparams.yaml": "embedding_dim: 42\nnum_users: 42\nlayers: [42, 42]\nuser: userId\n",
+    "report.json": '{"num_forgotten": 42, "seconds": {"total": 42}, "top_changes": {"1": [42, 0]}}',
+    "run.log": "epoch 42 of 42, loss 42.0, at 2026-11-22 19:42\n",
+    "wide.txt": f"0.{NUMBER} {NUMBER}.5 1{NUMBER} person-0031 xperson-003 person-003x",
+}
+
+
+@pytest.mark.parametrize("name", INNOCENT)
+def test_what_only_looks_like_an_id_is_none(name, tmp_path):
+    (tmp_path / name).write_text(INNOCENT[name])
+    torch.save(
+        {"state_dict": {"w": torch.full((3, 2), 42.0)}, "epoch": 42, "best": torch.tensor(42)}, tmp_path / "a.pt"
+    )
+    report = scan(tmp_path, UnlearningRequest(users=[42, NUMBER, TELLING], items=["accuracy", "loss", 42]))
+    assert report.findings == []
+    assert (report.num_files, report.num_quiet, report.num_entries) == (2, 4, 6)
+
+
+@pytest.fixture(scope="session")
+def forgotten_folder(tmp_path_factory, planted):
+    """A folder with a checkpoint from before and one from after forgetting two users and a pair."""
+    import lightning
+
+    from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
+    from lightning_ifru.models import LightGCN
+
+    folder = tmp_path_factory.mktemp("forgotten")
+    data = InteractionDataModule(planted, rating="rating", threshold=3.0, batch_size=64, seed=3)
+    torch.manual_seed(1)
+    model = LightGCN(data.num_users, data.num_items, embedding_dim=4, num_layers=1, loss="bce", lr=0.05)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    callbacks = [IFRUCallback(IFRU(max_steps=1), evaluate=False)]
+    trainer = lightning.Trainer(
+        max_epochs=10, callbacks=callbacks, enable_checkpointing=False, default_root_dir=folder, **quiet
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(folder / "before.ckpt")
+    pair = (data.user_ids[int(data.train.user[-1])], data.item_ids[int(data.train.item[-1])])
+    pd.DataFrame({"user": ["person-003", "person-004", pair[0]], "item": ["", "", pair[1]]}).to_csv(
+        folder / "forget.csv", index=False
+    )
+    trainer.unlearn(data, request=folder / "forget.csv", output=folder / "after.ckpt")
+    return folder
+
+
+@pytest.fixture
+def folder(forgotten_folder, tmp_path):
+    """A copy of it, to be spoilt."""
+    return Path(shutil.copytree(forgotten_folder, tmp_path / "run"))
+
+
+def found_in(report):
+    return sorted({(one.file, one.kind) for one in report.findings})
+
+
+def edited(path, change, to=None):
+    """Write a checkpoint with something changed in it."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, to or path)
+
+
+def test_a_checkpoint_from_before_remembers_and_one_from_after_does_not(folder):
+    report = scan(folder, folder / "forget.csv")
+    assert report.checkpoints == {"after.ckpt": "has forgotten", "before.ckpt": "remembers"}
+    assert found_in(report) == [("before.ckpt", "checkpoint")]
+    assert {one.where: one.entries for one in report.findings} == {
+        "InteractionDataModule, ids of users": ["user (line 2)", "user (line 3)"],
+        "InteractionDataModule, pairs that it has not forgotten": ["interaction (line 4)"],
+    }
+    assert [one.file for one in report.unseen] == ["forget.csv"]
+    assert report.num_files == len([p for p in folder.rglob("*") if p.is_file()]) - 1
+
+
+def test_a_request_that_nobody_has_carried_out_is_remembered_by_all(folder):
+    report = scan(folder, UnlearningRequest(users=["person-009"]))
+    assert set(report.checkpoints.values()) == {"remembers"}
+
+
+PLACES = {
+    "hyper_parameters.user_ids[]": lambda c: c.update(hyper_parameters={"user_ids": [["x", "person-003"]]}),
+    "callbacks.Mine.seen": lambda c: c["callbacks"].update(
+        Mine={"seen": torch.tensor([1]), "…": 1} | {"seen": TELLING}
+    ),
+    "optimizer_states[].note": lambda c: c.update(optimizer_states=[{"note": f"of {TELLING}"}]),
+    "raw": lambda c: c.update(raw=torch.frombuffer(bytearray(f"..{TELLING}..".encode()), dtype=torch.uint8)),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_id_anywhere_in_a_checkpoint_makes_it_remember(folder, place):
+    edited(folder / "after.ckpt", PLACES[place])
+    report = scan(folder / "after.ckpt", folder / "forget.csv")
+    assert report.checkpoints == {"after.ckpt": "remembers"}
+    assert [(one.where, one.entries) for one in report.findings] == [(place, ["user (line 2)"])]
+
+
+def test_a_row_that_was_not_drawn_anew_is_found_beside_the_older_checkpoint(folder):
+    before = torch.load(folder / "before.ckpt", weights_only=True)["state_dict"]
+    (name,) = (name for name, tensor in before.items() if len(tensor) == 70)
+
+    def put_back(content):
+        content["state_dict"][name][4] = before[name][4]
+
+    edited(folder / "after.ckpt", put_back)
+    report = scan(folder, folder / "forget.csv")
+    assert ("after.ckpt", "rows") in found_in(report)
+    with pytest.raises(DataError, match="no checkpoint of the same model has forgotten"):
+        to_purge(look(folder, folder / "forget.csv"))
+
+
+def test_an_entry_recorded_under_another_key_cannot_be_told(folder, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "another")
+    report = scan(folder, folder / "forget.csv")
+    assert report.checkpoints == {"after.ckpt": "cannot be told", "before.ckpt": "remembers"}
+    assert [one.file for one in report.unseen if "another key" in one.reason] == ["after.ckpt"]
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_a_checkpoint_with_more_than_values_is_listed_searched_and_never_run(folder, tmp_path):
+    torch.save({"trap": Trap(str(tmp_path / "sprung")), "who": TELLING, "rows": NUMBER}, folder / "trap.ckpt")
+    (folder / "torn.ckpt").write_bytes((folder / "after.ckpt").read_bytes()[:2000])
+    report = scan(folder, UnlearningRequest(users=[TELLING, NUMBER]))
+    assert not (tmp_path / "sprung").exists()
+    unread = {one.file: one.reason for one in report.unseen}
+    assert unread.keys() >= {"trap.ckpt", "torn.ckpt"}
+    assert "more than tensors and plain values" in unread["trap.ckpt"]
+    assert [(one.entries, one.kind) for one in report.findings if one.file == "trap.ckpt"] == [
+        (["user (entry 1)", "user (entry 2)"], "text")
+    ]
+
+
+def test_weights_without_the_state_of_the_data_cannot_be_told(folder):
+    edited(folder / "after.ckpt", lambda c: c.pop("InteractionDataModule"), folder / "weights.ckpt")
+    report = scan(folder, folder / "forget.csv")
+    assert report.checkpoints["weights.ckpt"] == "cannot be told"
+
+
+def test_links_out_of_the_folder_are_listed_and_not_followed(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text(TELLING)
+    (folder / "out").symlink_to(tmp_path / "elsewhere")
+    (folder / "out.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
+    (folder / "again.ckpt").symlink_to(folder / "before.ckpt")
+    (folder / "circle").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    report = scan(folder, folder / "forget.csv")
+    assert {one.file: one.reason for one in report.unseen if one.file != "forget.csv"} == {
+        "out": "a link out of the folder, not followed",
+        "out.txt": "a link out of the folder, not followed",
+        "pipe": "no plain file",
+    }
+    assert found_in(report) == [("before.ckpt", "checkpoint")]
+
+
+@pytest.mark.parametrize("name", [".lightning-ifru-ab12cd_9", ".report.json-ab12cd_9"])
+def test_what_a_killed_process_has_left_is_found(folder, name):
+    (folder / name).mkdir()
+    (folder / name / "half.ckpt").write_bytes(b"PK\3\4 half")
+    (folder / ".cache-somebody").mkdir()
+    assert (name, "unfinished") in found_in(scan(folder, folder / "forget.csv"))
+    assert len(scan(folder, folder / "forget.csv").findings) == 3
+
+
+def test_a_purge_deletes_what_remembers_and_nothing_else(folder):
+    (folder / "ratings.csv").write_text("user,item\nperson-003,film-001\n")
+    shutil.copy(folder / "before.ckpt", folder / "epoch=1.ckpt")
+    found = look(folder, folder / "forget.csv")
+    files = {p.name for p in folder.iterdir()}
+    report = purge(found, to_purge(found))
+    assert files - {p.name for p in folder.iterdir()} == {"before.ckpt", "epoch=1.ckpt"} == set(report.purged)
+    assert found_in(report) == [("ratings.csv", "text")]
+    assert report.checkpoints == {"after.ckpt": "has forgotten"}
+
+
+def other_model(content):
+    content["state_dict"] = {"other": torch.ones(2)}
+
+
+ALONE = {
+    "nothing has forgotten": lambda folder: (folder / "after.ckpt").unlink(),
+    "what has forgotten is another model": lambda folder: edited(folder / "after.ckpt", other_model),
+    "what has forgotten still has an id": lambda folder: edited(folder / "after.ckpt", PLACES["callbacks.Mine.seen"]),
+}
+
+
+@pytest.mark.parametrize("why", ALONE)
+def test_a_purge_is_refused_where_the_model_would_go(folder, why):
+    ALONE[why](folder)
+    with pytest.raises(DataError, match="no checkpoint of the same model has forgotten what"):
+        to_purge(look(folder, folder / "forget.csv"))
+
+
+def appended(folder):
+    with (folder / "before.ckpt").open("ab") as file:
+        file.write(b"more")
+
+
+def linked(folder):
+    (folder / "before.ckpt").rename(folder.parent / "before.ckpt")
+    (folder / "before.ckpt").symlink_to(folder.parent / "before.ckpt")
+
+
+@pytest.mark.parametrize("change", [appended, linked])
+def test_what_has_changed_since_the_scan_is_not_deleted(folder, change):
+    found = look(folder, folder / "forget.csv")
+    change(folder)
+    with pytest.raises(DataError, match="has changed since it was read"):
+        purge(found, to_purge(found))
+    assert (folder / "before.ckpt").exists()
+
+
+def test_the_command_says_by_its_exit_code_what_is_left(folder, capsys, monkeypatch):
+    asked = ["scan", str(folder), "--request", str(folder / "forget.csv")]
+    assert main(asked) == 3
+    shown = capsys.readouterr().out
+    assert "before.ckpt" in shown
+    assert "person-003" not in shown
+    assert main([*asked, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["checkpoints"]["after.ckpt"] == "has forgotten"
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("delete 1"))
+    assert main([*asked, "--purge"]) == 1
+    assert "nobody to ask" in capsys.readouterr().err
+    assert (folder / "before.ckpt").exists()
+    assert main([*asked, "--purge", "--yes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["purged"] == ["before.ckpt"]
+    assert not (folder / "before.ckpt").exists()
+    assert main(asked) == 0
+    assert "Nothing of the request was found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("answer", "code"), [("delete 1\n", 0), ("delete\n", 1), ("", 1)])
+def test_a_purge_asks_somebody_at_a_terminal(folder, capsys, monkeypatch, answer, code):
+    class Terminal:
+        def isatty(self):
+            return True
+
+        def readline(self):
+            return answer
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert main(["scan", str(folder), "--request", str(folder / "forget.csv"), "--purge"]) == code
+    assert "Type 'delete 1'" in capsys.readouterr().err
+    assert (folder / "before.ckpt").exists() == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["missing", "--request", "forget.csv"], "there is nothing at"),
+        (["link", "--request", "forget.csv", "--purge", "--yes"], "which is a link"),
+        ([".", "--request", "missing.csv"], "there is no file"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(folder, capsys, monkeypatch, changes, said):
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(".")
+    assert main(["scan", *changes]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -16,11 +16,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
+from lightning_ifru.data_state import STATE_KEYS, check_state
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.ids import IdIndex
-from lightning_ifru.interactions import STATE_KEYS, InteractionTable
+from lightning_ifru.interactions import InteractionTable
+from lightning_ifru.ledger import entries_of
 from lightning_ifru.loading import loading_refusal, safe_loading
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.outputs import sha256_of
@@ -72,7 +74,7 @@ class Exhibit:
                 file=Path(path).name,
                 sha256=sha256_of(path),
                 weights=dict(checkpoint["state_dict"]),
-                ledger=checkpoint.get("callbacks", {}).get(IFRUCallback().state_key, {}).get("ledger", []),
+                ledger=entries_of(checkpoint.get("callbacks", {}).get(IFRUCallback().state_key, {})),
                 data=checkpoint.get(type(data).__qualname__) or {},
             )
             loaded.fill(module)
@@ -80,12 +82,13 @@ class Exhibit:
             raise
         except Exception as error:  # from a checkpoint of others the module may meet anything
             raise loading_refusal(error, path, module) from error
-        if absent := sorted(STATE_KEYS - set(loaded.data)):
+        if absent := sorted(STATE_KEYS - set(loaded.data) if isinstance(loaded.data, Mapping) else STATE_KEYS):
             lacking = f" (it lacks {absent[0]!r})" if loaded.data else ""
             raise DataError(
                 f"the {role} checkpoint {loaded.file} does not say which interactions it was trained on{lacking}; give "
                 f"one that was written by a trainer with {type(data).__name__} as its datamodule."
             )
+        check_state(loaded.data)
         return loaded
 
     def fill(self, module: IFRUMixin) -> None:

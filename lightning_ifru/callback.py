@@ -18,7 +18,7 @@ from lightning_ifru.checkpoints import older_checkpoints, stand_for, warn_of
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import IncompleteError
 from lightning_ifru.influence import IFRU
-from lightning_ifru.ledger import Entry, new_entry
+from lightning_ifru.ledger import Entry, entries_of, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.processes import check_same, ranks_of, together
@@ -112,7 +112,7 @@ class IFRUCallback(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's ledger, keeping what was forgotten in this process since."""
-        loaded = [dict(entry) for entry in state_dict["ledger"]]
+        loaded = entries_of(state_dict)
         self.ledger = loaded + [entry for entry in self.ledger if entry not in loaded]
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -16,13 +16,13 @@ from torch_geometric.data import HeteroData
 
 from lightning_ifru.array_settings import holds_data
 from lightning_ifru.batches import Batch, HeldOutBatches, TrainingBatches, held_out_loader, training_loader
+from lightning_ifru.data_state import check_state
 from lightning_ifru.encoding import Duplicates
 from lightning_ifru.errors import DataError, RequestError
 from lightning_ifru.forgotten import ForgottenRecord
 from lightning_ifru.graph import bipartite_edge_index
 from lightning_ifru.hetero import node_counts
 from lightning_ifru.interactions import Interactions, InteractionTable
-from lightning_ifru.keys import digest_key
 from lightning_ifru.removal import Removal
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.sources import Source, read_source
@@ -39,6 +39,9 @@ class InteractionDataModule(lightning.LightningDataModule):
     Positions are those of first appearance in the source. Of a ``HeteroData`` they are those of its nodes, all of
     them, so that ``data["user"].x`` has the features of position ``p`` in row ``p``; nodes without an edge have a
     position and are no candidates.
+
+    A subclass's ``save_hyperparameters()`` keeps settings and paths, and no source of arrays: it would stay in
+    ``hparams``, loggers and checkpoints as it was, with everybody who has been forgotten since.
 
     Args:
         source: Path of a CSV file with a header (UTF-8, possibly compressed) or of a Parquet file (needs pyarrow:
@@ -226,7 +229,6 @@ class InteractionDataModule(lightning.LightningDataModule):
             raise RequestError(f"got a {type(request).__name__}; pass UnlearningRequest(users=..., items=...).")
         staged = request if self._pending is None else self._pending | request
         self.table.plan(staged)
-        digest_key()  # refused now, rather than when the weights are about to change
         self._pending = staged
 
     def discard(self) -> None:
@@ -309,6 +311,8 @@ class InteractionDataModule(lightning.LightningDataModule):
             DataError: The data have forgotten more than the checkpoint; nothing was changed.
         """
         state = checkpoint.get(type(self).__qualname__) or {}
+        if not isinstance(state, Mapping):
+            check_state(state)  # refuses it
         remembered = self.table.record.beyond(ForgottenRecord.of_state(state.get("forgotten_record", {})))
         if remembered:
             raise DataError(
@@ -319,12 +323,7 @@ class InteractionDataModule(lightning.LightningDataModule):
             )
 
     def _set_hparams(self, hp: Any) -> None:
-        """Keep settings alone: every hyper-parameter goes through here, whoever saves it.
-
-        A source of arrays that a subclass saves by ``save_hyperparameters()`` would be in ``hparams`` and
-        ``hparams_initial``, in what loggers write and in every checkpoint, the forgotten included, long after they have
-        left the data. The path of a file is kept.
-        """
+        """Keep settings alone; every hyper-parameter goes through here, whoever saves it and from wherever it is."""
         settings = self._to_hparams_dict(hp)
         source = getattr(self, "_source", None)
         super()._set_hparams({name: value for name, value in settings.items() if not holds_data(value, source)})

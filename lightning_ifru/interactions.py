@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lightning_ifru.data_state import check_state
 from lightning_ifru.encoding import Duplicates, Encoded
 from lightning_ifru.errors import DataError
 from lightning_ifru.forgotten import ForgottenRecord
@@ -181,6 +182,7 @@ class InteractionTable:
 
         Raises:
             RequestError: If an id or pair was never there, or nothing would be left to train on.
+            UnlearningError: If there is no key under which to record what goes, and none can be made.
         """
         return plan_removal(self, request)
 
@@ -285,9 +287,7 @@ class InteractionTable:
             UnlearningError: If the forgotten would have to be recognised with another key than the present one; the
                 table is as it was.
         """
-        absent = sorted(STATE_KEYS - set(state))
-        if absent:
-            raise DataError(f"the state of the data lacks {absent[0]!r}; pass one that state() has returned.")
+        check_state(state)
         found = restored(self, state)
         self.users, self.items, self._candidate, self.record = found.users, found.items, found.candidate, found.record
         self.user, self.item, self.split, self.trained = found.user, found.item, found.split, found.trained
@@ -317,13 +317,6 @@ class InteractionTable:
         """Return a number for each labelled pair, whatever its position; their sum is that of the set."""
         label = self.label[rows].numpy().view(np.uint32).astype(np.uint64)
         return mix(self.row_hashes(rows, 0) + mix(label))
-
-
-#: What every state of the data holds; one that lists its held-out pairs has no cuts and some more.
-STATE_KEYS = {
-    *("user_ids", "item_ids", "withdrawn_items", "seed", "cuts"),
-    *("num_rows", "forgotten", "num_forgotten", "forgotten_record", "fingerprint"),
-}
 
 
 def _mask(positions: Positions, size: int) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from lightning_ifru.errors import DataError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.keys import digest_key, key_name
@@ -64,11 +65,39 @@ def entries_in(checkpoint: Path) -> list[Entry] | None:
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         states = content["callbacks"].values() if isinstance(content, Mapping) and "callbacks" in content else ()
-        found = [state["ledger"] for state in states if isinstance(state, Mapping) and "ledger" in state]
-        entries = [dict(entry) for entry in found[0]] if found else []
-        return entries if all(isinstance(entry.get("id", ""), str) for entry in entries) else None
+        found = [state for state in states if isinstance(state, Mapping) and "ledger" in state]
+        return entries_of(found[0]) if found else []
     except Exception:  # a damaged file makes torch raise almost anything
         return None
+
+
+def entries_of(state: Mapping[str, Any]) -> list[Entry]:
+    """Return the entries in a callback's state, which may be from anybody, after a look at them.
+
+    Raises:
+        DataError: they are not such as an unlearning writes: plain values, as JSON has them, of the right kinds.
+
+    Example:
+        >>> entries_of({"ledger": [{"id": "a", "num_forgotten": 7}]})
+        [{'id': 'a', 'num_forgotten': 7}]
+        >>> entries_of({"ledger": [{"id": "a", "num_forgotten": "<script>"}]})
+        Traceback (most recent call last):
+        lightning_ifru.errors.DataError: the checkpoint's ledger is not as an unlearning writes it; ...
+    """
+    entries = state.get("ledger", [])
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(e, Mapping) and _is_plain(e) for e in entries):
+        raise DataError("the checkpoint's ledger is not as an unlearning writes it; give the file as it was written.")
+    return [dict(entry) for entry in entries]
+
+
+def _is_plain(entry: Mapping[str, Any]) -> bool:
+    kinds = {name: kind for kind, names in _KINDS.items() for name in names}
+    if not all(isinstance(entry[name], kind) for name, kind in kinds.items() if name in entry):
+        return False
+    try:
+        return len(json.dumps(entry)) < _MAX_ENTRY
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def is_result(checkpoint: Path, digest: str, loaded: Path, method: IFRU | None = None) -> bool:
@@ -186,6 +215,15 @@ def _parsed(text: bytes) -> Entry | None:
     return line if named and isinstance(line.get("checkpoint"), (str, type(None))) else None
 
 
+#: What parts of an entry are; versions before this one have none of some.
+_KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
+    str: ("id", "line", "time", "digest", "key", "verdict"),
+    int: ("number", "num_forgotten", "num_users_erased", "num_items_erased"),
+    (int, float): ("seconds",),
+    dict: ("method", "versions"),
+}
+#: Characters of an entry: some fifty times what one has.
+_MAX_ENTRY = 100_000
 _OF_THE_REPORT = (
     *("digest", "num_forgotten", "forgotten_by_split", "num_users_erased", "num_items_erased"),
     *("residual_before", "residual_after", "stationarity", "negative_curvature", "verdict", "verdict_reasons", "drift"),

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ifru.data_state import STATE_KEYS
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.forgotten import ForgottenRecord, Known
 from lightning_ifru.ids import IdIndex
-from lightning_ifru.interactions import STATE_KEYS
 from lightning_ifru.needles import Found, Needles
 from lightning_ifru.scan_values import Hit, look_through
 

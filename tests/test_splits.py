@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from states import assert_same, through_a_file
 
 from lightning_ifru.batches import TrainingBatches
+from lightning_ifru.data_state import STATE_KEYS
 from lightning_ifru.errors import DataError
-from lightning_ifru.interactions import STATE_KEYS, InteractionTable
+from lightning_ifru.interactions import InteractionTable
 from lightning_ifru.placement import ByHash, ByList, pair_hashes
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.splits import SPLITS, GivenSplit, LeaveOneOutSplit, RandomSplit, TemporalSplit, split_named

@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from lightning_ifru import DataError
 from lightning_ifru.cli import main
 from lightning_ifru.loading import read_checkpoint
 
@@ -92,7 +93,7 @@ def test_what_is_in_a_checkpoint_never_runs(whole, tmp_path, capsys, monkeypatch
     if older:
         monkeypatch.setattr(SingleDeviceStrategy, "load_checkpoint", load_anything)
     path, marker = tmp_path / "hostile.ckpt", tmp_path / "it has run"
-    for place in PLACES:
+    for place in PLACES if name == "unlearn" and not older else PLACES[-1:]:
         torch.save(hostile(whole / "best.ckpt", place, Payload(marker)), path)
         assert "hostile.ckpt holds more than tensors and plain values" in refused(name, whole, path, capsys)
         assert not marker.exists()
@@ -117,12 +118,12 @@ def sized(content, packed, unpacked):
 
 
 def repacked(content):
-    """The same checkpoint with packed parts, of which one is a hundred megabytes of nothing."""
+    """The same checkpoint with packed parts, of which one is twenty megabytes of nothing."""
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
-        new.writestr(part.filename.partition("/")[0] + "/data/99", bytes(100 << 20))
+        new.writestr(part.filename.partition("/")[0] + "/data/99", bytes(20 << 20))
     return packed.getvalue()
 
 
@@ -147,7 +148,7 @@ DAMAGED = {
 def test_a_damaged_checkpoint_is_one_sentence(whole, tmp_path, capsys, how):
     path = tmp_path / "damaged.ckpt"
     path.write_bytes(DAMAGED[how]((whole / "best.ckpt").read_bytes()))
-    for name in ("test", "unlearn", "audit"):
+    for name in ("test", "unlearn", "audit") if how in ("half", "packed") else ("unlearn",):
         said = refused(name, whole, path, capsys)
         assert "damaged.ckpt" in said
         assert said.isprintable()
@@ -183,13 +184,6 @@ PARTS = {
 }
 
 
-def altered(part, value):
-    return lambda c: c | {"InteractionDataModule": c["InteractionDataModule"] | {part: value}}
-
-
-CONTENTS |= {f"{part} {k}": altered(part, value) for part, values in PARTS.items() for k, value in enumerate(values)}
-
-
 @pytest.mark.parametrize("what", CONTENTS)
 def test_what_is_not_as_it_was_written_is_one_sentence(whole, tmp_path, capsys, what):
     path = tmp_path / "other.ckpt"
@@ -197,6 +191,39 @@ def test_what_is_not_as_it_was_written_is_one_sentence(whole, tmp_path, capsys, 
     said = refused("unlearn", whole, path, capsys)
     assert said.isprintable()
     assert len(said) < 2_000
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_datas_state_that_is_another_is_one_sentence(whole, make_data, snapshot, part):
+    state = torch.load(whole / "best.ckpt", weights_only=True)["InteractionDataModule"]
+    data = make_data(source=whole / "ratings.csv")
+    data.load_state_dict(state)
+    before = snapshot(data=data)
+    for value in PARTS[part]:
+        with pytest.raises(DataError, match=f"the state of the data has as '{part}' something else"):
+            data.load_state_dict(state | {part: value})
+    before.check()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("val_pairs", torch.zeros(1, dtype=torch.int64).expand(10**12)),
+        ("test_pairs", [1]),
+        ("forgotten_trained", torch.ones(7, dtype=torch.bool)),
+        ("forgotten_record", [1]),
+        ("forgotten_record", {"key": {"users_at": torch.tensor([10**9])}}),
+        ("forgotten_record", {"key": {"pairs": torch.zeros(1, 1, dtype=torch.uint8).expand(10**12, 16)}}),
+    ],
+)
+def test_a_part_that_only_some_states_have_is_looked_at_too(planted, make_data, part, value):
+    times = list(range(len(planted["user"])))
+    data = make_data(source=planted | {"time": times}, split="temporal", timestamp="time")
+    state = data.state_dict()
+    assert {"val_pairs", "test_pairs", "forgotten_trained"} <= state.keys()
+    data.load_state_dict(state)
+    with pytest.raises(DataError, match=f"the state of the data has as '{part}' something else"):
+        data.load_state_dict(state | {part: value})
 
 
 def test_a_checkpoint_is_read_on_the_processor(whole):

@@ -11,8 +11,8 @@ from lightning_ifru.errors import DataError
 
 #: Bytes of a config: a hundred times the longest that LightningCLI writes.
 MAX_CONFIG = 1 << 20
-#: Values in a config with every alias written out, ten times what fits into that many bytes of plain settings.
-MAX_VALUES = 100_000
+#: Values in a config with every alias written out, some hundred times what a config has.
+MAX_VALUES = 20_000
 #: Levels of a config: a trainer's callback's init_args' method's init_args are at the eighth.
 MAX_LEVELS = 50
 
@@ -38,7 +38,7 @@ def check_config(text: str) -> None:
         >>> laughs = [f"{x}: &{x} [{', '.join(30 * ['*' + y])}]" for x, y in ("ba", "cb", "dc", "ed")]
         >>> check_config("a: &a 1\n" + "\n".join(laughs))
         Traceback (most recent call last):
-        lightning_ifru.errors.DataError: the config has more than 100,000 values ...
+        lightning_ifru.errors.DataError: the config has more than 20,000 values ...
     """
     if len(text.encode(errors="surrogatepass")) > MAX_CONFIG:
         raise DataError(f"the config has more than {MAX_CONFIG:,} bytes; give the settings alone, and data as files.")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from lightning_ifru.bounded import id_flaw
 from lightning_ifru.errors import DataError
 
 Positions = npt.NDArray[np.int64]
@@ -61,7 +62,11 @@ class IdIndex:
         except TypeError as error:
             raise DataError(f"the {column.name}s' column holds no ids ({error}); use strings or numbers.") from error
         ids = np.asarray(distinct, dtype=object)
-        merged, _ = pd.factorize(np.fromiter(map(id_text, ids), dtype=object, count=len(ids)))
+        texts = np.fromiter(map(id_text, ids), dtype=object, count=len(ids))
+        for place, text in enumerate(texts):
+            if flaw := id_flaw(text):
+                raise DataError(f"the {column.name} at position {place} {flaw}; use another id.")
+        merged, _ = pd.factorize(texts)
         first = np.unique(merged, return_index=True)[1]
         return cls(ids[first]), merged[codes].astype(np.int64)
 

@@ -1,0 +1,17 @@
+"""Killed at any moment, an unlearning has happened or it has not; a few moments every day, 200 with ``-m slow``."""
+
+import sys
+
+import kills
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and looks into /proc")
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_process_leaves_the_old_state_or_the_new_and_the_request_can_be_made_again(count):
+    found = kills.run(count, seed=count)
+    assert found["kills"] == found["completed when asked for again"] == count
+    assert sum(found["killed at any time, found"].values()) == count // 2
+    assert min(found["killed while writing, found"].values()) > 0  # the old state and the new one
+    assert found["moments of writing"] > 20

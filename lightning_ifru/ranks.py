@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
+from lightning_ifru.bounded import reason
 from lightning_ifru.errors import RankError
 
 T = TypeVar("T")
@@ -183,9 +185,11 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Gloo says where in its source, what happened, and whom to ask.
+        said = re.sub(r"^\[\S+\] ", "", reason(error)).partition(". ")[0]
         raise RankError(
-            f"the connection to the other ranks broke ({str(error).strip().partition(chr(10))[0]}); look at the first "
-            "error of any rank, which may have been ended or have run out of memory."
+            f"the connection to the other ranks broke ({said}); look at the first error of any rank, which may have "
+            "been ended or have run out of memory."
         ) from error
 
 

@@ -10,6 +10,7 @@ import lightning
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
+from lightning_ifru.errors import RankError
 from lightning_ifru.ledger import LEDGER, Entry, Ledger
 from lightning_ifru.outputs import sha256_of, writing
 from lightning_ifru.ranks import Ranks
@@ -91,7 +92,12 @@ class Target:
         if self.ranks.rank == 0:
             self.transaction.publish()
             self.note(entries, self.path)
-        self.ranks.meet()
+        try:
+            self.ranks.meet()
+        except RankError as error:
+            if self.transaction.final:
+                raise RankError(f"{self.path} is written, whole and final, but then {error}") from error
+            raise
         self.transaction.settle()
 
     def note(self, entries: Sequence[Entry], written: Path) -> None:

@@ -21,6 +21,7 @@ from lightning_ifru.influence import IFRU
 from lightning_ifru.ledger import Entry, entries_of, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
+from lightning_ifru.node_buffers import clear_rows, renew_logged
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.ranks import Ranks
@@ -111,9 +112,8 @@ class IFRUCallback(lightning.Callback):
         return {"ledger": [dict(entry) for entry in self.ledger]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a checkpoint's ledger, keeping what was forgotten in this process since."""
-        loaded = entries_of(state_dict)
-        self.ledger = loaded + [entry for entry in self.ledger if entry not in loaded]
+        """Take over a checkpoint's ledger: what it does not know of was of other data, or it would be refused."""
+        self.ledger = entries_of(state_dict)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse before training what could not be forgotten after it."""
@@ -179,7 +179,9 @@ class IFRUCallback(lightning.Callback):
         target, since = self._undone, time.perf_counter()
         assert target is not None  # or nothing was to be retrained
         self._undone = None
-        data.commit(data.removal())
+        removal = data.removal()
+        data.commit(removal)
+        clear_rows(module, data, removal)
         self._states.forget()
         train_anew(trainer, module, data)
         seconds = report.seconds | {"retrain": time.perf_counter() - since}
@@ -267,6 +269,7 @@ class IFRUCallback(lightning.Callback):
         target.write()
         report = ranks.first(_timed(report, seconds, since))
         for logger in trainer.loggers:
+            renew_logged(logger, trainer.lightning_module)
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
         target.publish(self.ledger)

@@ -40,11 +40,12 @@ def check_retrainable(trainer: lightning.Trainer, module: IFRUMixin) -> None:
     # A copy in which every number is no number: what a reset leaves so, it does not draw.
     trial = copy.deepcopy(module).cpu()
     with torch.no_grad():
-        for parameter in trial.parameters():
+        for parameter in _trained(trial):
             parameter.fill_(torch.nan)
     with torch.random.fork_rng(devices=[]):
         redraw(trial)
-    left = [name for name, parameter in trial.named_parameters() if bool(parameter.isnan().any())]
+    named = [(name, parameter) for name, parameter in trial.named_parameters() if parameter.requires_grad]
+    left = [name for name, parameter in named if bool(parameter.isnan().any())]
     if left:
         raise ObjectiveError(
             f"on_incomplete='retrain' found nothing that draws the parameter '{left[0]}' of {type(module).__name__} "
@@ -54,10 +55,11 @@ def check_retrainable(trainer: lightning.Trainer, module: IFRUMixin) -> None:
 
 @torch.no_grad()
 def redraw(module: torch.nn.Module) -> None:
-    """Draw all parameters anew by every part's ``reset_parameters``, inner parts first.
+    """Draw all trainable parameters anew by every part's ``reset_parameters``, inner parts first.
 
-    So the outermost has the last word, as it has in most constructors. The numbers are those of torch's generator as
-    it stands: ``lightning.seed_everything`` before makes them the same every time.
+    So the outermost has the last word, as it has in most constructors. Frozen parameters, such as features, stay. The
+    numbers are those of torch's generator as it stands: ``lightning.seed_everything`` before makes them the same every
+    time.
 
     Example:
         >>> layer = torch.nn.Sequential(torch.nn.Linear(1, 1))
@@ -66,10 +68,13 @@ def redraw(module: torch.nn.Module) -> None:
         >>> bool(layer[0].weight.abs() <= 1)
         True
     """
+    frozen = [(parameter, parameter.clone()) for parameter in module.parameters() if not parameter.requires_grad]
     for part in reversed([*module.modules()]):
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):
             reset()
+    for parameter, value in frozen:
+        parameter.copy_(value)
 
 
 def train_anew(trainer: lightning.Trainer, module: IFRUMixin, data: InteractionDataModule) -> None:
@@ -91,12 +96,18 @@ def train_anew(trainer: lightning.Trainer, module: IFRUMixin, data: InteractionD
             )
 
 
+def _trained(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
 @contextmanager
 def _from_the_beginning(trainer: lightning.Trainer) -> Iterator[None]:
     """Give a trainer loops that have not run; after an error it has its old ones again."""
     loop, callbacks = trainer.fit_loop, trainer.callbacks  # type: ignore[attr-defined]
     stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
     known = [dict(vars(callback)) for callback in stopping]
+    loaded = trainer.ckpt_path
+    optimizers, schedules = trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs
     fresh = type(loop)(trainer, min_epochs=loop.min_epochs, max_epochs=loop.max_epochs)
     fresh.epoch_loop.min_steps, fresh.epoch_loop.max_steps = loop.min_steps, loop.max_steps
     try:
@@ -104,13 +115,16 @@ def _from_the_beginning(trainer: lightning.Trainer) -> Iterator[None]:
         trainer.callbacks = [each for each in callbacks if not isinstance(each, Checkpoint)]  # type: ignore[attr-defined]
         for callback in stopping:
             worst = torch.tensor(torch.inf if callback.monitor_op == torch.lt else -torch.inf)
-            callback.load_state_dict({"wait_count": 0, "stopped_epoch": 0, "best_score": worst})
+            begun = {"wait_count": 0, "stopped_epoch": 0, "best_score": worst}
+            callback.load_state_dict({**callback.state_dict(), **begun})
         yield
     except BaseException:
         trainer.fit_loop = loop
+        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = optimizers, schedules
         for callback, state in zip(stopping, known, strict=True):
             vars(callback).clear()
             vars(callback).update(state)
         raise
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        trainer._checkpoint_connector._ckpt_path = loaded  # whose file still remembers

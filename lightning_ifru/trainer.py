@@ -95,7 +95,6 @@ def unlearn(
     with (
         all_or_nothing(trainer, callback, module, data, undo=dry_run) as transaction,
         safe_loading(trainer, weights_only),
-        _instead(trainer, callback, meet, run),
     ):
         try:
             asked = None if request is None else as_request(request)
@@ -116,7 +115,8 @@ def unlearn(
                 raise
             refused.append(refusal)  # the other ranks learn of it as soon as they are connected
         try:
-            trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
+            with _instead(trainer, callback, meet, run):
+                trainer.predict(model=module, datamodule=data, ckpt_path=ckpt_path, return_predictions=False)
         except Exception as error:
             if ckpt_path is None or not while_loading(error):
                 raise
@@ -124,6 +124,8 @@ def unlearn(
         finally:
             # Lightning keeps a checkpoint whose loading was refused, and would load it in the next run of any kind.
             trainer._checkpoint_connector._loaded_checkpoint = {}
+        if callback.retrains():
+            reports = [callback.retrain(trainer, module, data, reports[0])]
     return reports[0]
 
 

@@ -144,7 +144,7 @@ class TrainingCommand(LightningCLI):
         ours = self.config_init[self.command].ifru
         if not any(isinstance(callback, IFRUCallback) for callback in callbacks):
             callbacks.append(ours)
-        elif (ours.method, ours.request, ours.evaluate) != (IFRU(), None, True):
+        elif any(getattr(ours, name) != default for name, default in vars(IFRUCallback()).items() if name[0] != "_"):
             raise MisconfigurationException(
                 "got both ifru and an IFRUCallback among trainer.callbacks; wanted one: take the callback out of the "
                 "config, or leave out --ifru."

@@ -245,10 +245,10 @@ def _against(evidence: Evidence, drift: Drift, tolerance: Tolerance) -> Iterator
     """Reasons to retrain."""
     if evidence.influence and not evidence.steps:
         yield (
-            "No step brought the model nearer to having forgotten: the forgotten are out of the data and the graph, "
-            "and the weights were not corrected for them."
+            "No step brought the model nearer to having forgotten: data and graph are without the forgotten, the "
+            "weights are as they were, apart from rows of the erased, which are drawn anew."
         )
-    if drift.doubt > tolerance.doubt:
+    if drift.doubt > tolerance.doubt and (evidence.steps or drift.requests > 1):
         yield _doubt(drift, f"more than the {tolerance.doubt:.0%} that are tolerated")
     if drift.removed > tolerance.removed:
         yield (

@@ -569,7 +569,7 @@ def test_layers_are_let_go_of_by_a_solve_over_all_data_and_follow_the_candidates
     assert not state.holds(state.embeddings[0], candidates[1:])
     other = UnlearningRequest(users=[data.user_ids[7]])
     full = unlearning(model, data, other, IFRU(locality="full", max_steps=1), states)
-    full.commit(full.solve(), evaluate=False)
+    full.commit(full.solve())
     assert states._state is None
 
 

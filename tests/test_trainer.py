@@ -780,7 +780,7 @@ def test_a_solve_that_finds_no_step_says_so(trained):
     before = weights(model)
     pair = data.user_ids[data.train.user[0]], data.item_ids[data.train.item[0]]
     data.forget(UnlearningRequest(interactions=[pair]))
-    with pytest.warns(UserWarning, match="No step lowered the residual"):
+    with pytest.warns(UserWarning, match="No step brought the model nearer"):
         report = trainer.unlearn(data)
     assert report.steps == 0
     assert same(weights(model), before)

@@ -7,13 +7,23 @@ from lightning_ifru.audit_report import AuditReport
 from lightning_ifru.auditing import audit
 from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import DataError, ObjectiveError, RankError, RequestError, SolverError, UnlearningError
+from lightning_ifru.errors import (
+    DataError,
+    DegradationError,
+    IncompleteError,
+    ObjectiveError,
+    RankError,
+    RequestError,
+    SolverError,
+    UnlearningError,
+)
 from lightning_ifru.influence import IFRU
 from lightning_ifru.losses import Loss
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.trainer import unlearn
+from lightning_ifru.verdict import Tolerance
 
 __version__ = "0.1.0"
 
@@ -21,14 +31,17 @@ __all__ = [
     "IFRU",
     "AuditReport",
     "DataError",
+    "DegradationError",
     "IFRUCallback",
     "IFRUMixin",
+    "IncompleteError",
     "InteractionDataModule",
     "Loss",
     "ObjectiveError",
     "RankError",
     "RequestError",
     "SolverError",
+    "Tolerance",
     "UnlearningError",
     "UnlearningReport",
     "UnlearningRequest",

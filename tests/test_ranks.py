@@ -1,6 +1,7 @@
 """Two processes against one: the same weights, one ledger and checkpoint, and one end where either fails."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lost_rank import MOMENTS
 from two_ranks import DIFFERENT, SOLVED, built, data_for, trainer_in, unlearned
 
 from lightning_ifru.ranks import Ranks
@@ -63,6 +65,11 @@ def test_what_is_exchanged(ranks):
     assert ranks[1]["exchanges"]["errors"][2] == "'mine'"
 
 
+def written_in(folder):
+    """Return the files below a folder, but for the locks, which stay."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
 def assert_equal_to_rounding(found, alone):
     for parameter, wanted in alone["weights"].items():
         assert wanted.dtype == torch.float64
@@ -87,7 +94,8 @@ def test_report_ledger_and_checkpoint_are_one(folder, ranks, name):
     assert first["report"] == second["report"]
     assert first["ledger"] == second["ledger"]
     assert len(first["ledger"]) == 1
-    assert [str(path) for path in (folder / "cpu" / name).rglob("*") if path.is_file()] == [first["checkpoint"]]
+    place = Path(first["checkpoint"])
+    assert written_in(folder / "cpu" / name) == [place.with_name("ledger.jsonl"), place]
     written = torch.load(first["checkpoint"], weights_only=False)
     assert written["callbacks"]["IFRUCallback"]["ledger"] == first["ledger"]
     for parameter, tensor in written["state_dict"].items():
@@ -110,7 +118,7 @@ ERRORS = {
     "stranger": ["RankError: rank 1 of 2 has failed, and so all end (RequestError: ", "RequestError: "],
     "solve-0": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
     "solve-4": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
-    "disk": ["OSError: no space left", "RankError: rank 0 of 2 has failed, and so all end (OSError: no space left)"],
+    "disk": ["DataError: ", "RankError: rank 0 of 2 has failed, and so all end (DataError: "],
 }
 
 
@@ -123,7 +131,43 @@ def test_what_goes_wrong_on_one_rank_ends_all_and_moves_nothing(folder, ranks, n
         assert not found[name]["moved"]
         assert found[name]["rows"] == 0
         assert not found[name]["pending"]
-    assert not [path for path in (folder / name).rglob("*") if path.is_file()]
+    assert written_in(folder / name) == []
+
+
+@pytest.fixture(scope="session")
+def lost(tmp_path_factory):
+    """A folder with what each of two processes found when the other was killed."""
+    folder = tmp_path_factory.mktemp("lost")
+    script = Path(__file__).with_name("lost_rank.py")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_where_one_process_is_killed_the_other_ends_with_a_sentence_and_nothing_half_done(lost, moment):
+    victim, folder = MOMENTS[moment][0], lost / moment
+    ends = json.loads((folder / "ends.json").read_text())
+    assert ends == ([-signal.SIGKILL, 0] if victim == 0 else [0, -signal.SIGKILL])
+    found = json.loads((folder / f"{1 - victim}.json").read_text())
+    assert not (folder / f"{victim}.json").exists()
+    written = [path.name for path in written_in(folder / "run")]
+    end = "; look at the first error of any rank, which may have been ended or have run out of memory."
+    assert found["error"].endswith(end)
+    assert found["error"].isprintable()
+    assert "GLHF" not in found["error"]
+    assert found["seconds"] < 30
+    assert not found["pending"]
+    if "has published" in moment:  # the other one has lived to see the end
+        assert written == ["ledger.jsonl", "unlearned-1.ckpt"]
+        assert "unlearned-1.ckpt is written, whole and final, but then the connection" in found["error"]
+        assert found["moved"]
+        assert found["rows"] > 0
+    else:
+        assert written == []
+        assert found["error"].startswith("RankError: the connection to the other ranks broke (")
+        assert not found["moved"]
+        assert found["rows"] == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,8 +4,12 @@ import sys
 
 import kills
 import pytest
+import torch
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and looks into /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which torch does not allow once it knows of a GPU"),
+]
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])

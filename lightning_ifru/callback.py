@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch._dynamo import OptimizedModule
 
@@ -21,7 +22,7 @@ from lightning_ifru.influence import IFRU
 from lightning_ifru.ledger import Entry, entries_of, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
-from lightning_ifru.node_buffers import clear_rows, renew_logged
+from lightning_ifru.node_buffers import clear_rows
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.ranks import Ranks
@@ -268,8 +269,9 @@ class IFRUCallback(lightning.Callback):
             stand_for(trainer, target.path)
         target.write()
         report = ranks.first(_timed(report, seconds, since))
+        if getattr(trainer, "enable_autolog_hparams", True):
+            _log_hyperparams(trainer)  # without the features of the erased, which loggers may write again
         for logger in trainer.loggers:
-            renew_logged(logger, trainer.lightning_module)
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
         target.publish(self.ledger)

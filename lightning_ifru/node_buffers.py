@@ -101,7 +101,7 @@ def clear_rows(module: IFRUMixin, data: InteractionDataModule, removal: Removal)
         sizes = {data.num_users: "user", data.num_items: "item", data.num_users + data.num_items: "node"}
     for settings in saved_settings(module):
         for name, value in settings.items():
-            if _is_array(value):
+            if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
                 whose = names.get(name) or sizes.get(len(value))
                 if whose is not None:
                     settings[name] = _cleared(value, rows[whose])
@@ -111,20 +111,6 @@ def saved_settings(module: object) -> list[dict[str, Any]]:
     """Return the hyper-parameters that Lightning keeps of a module: those now, and those that loggers get again."""
     found = (getattr(module, name, None) for name in ("_hparams", "_hparams_initial"))
     return [settings for settings in found if isinstance(settings, dict)]
-
-
-def renew_logged(logger: object, module: object) -> None:
-    """Put a module's tensors, as they are now, in place of those that a logger keeps and may write again.
-
-    Args:
-        logger: of Lightning, or another.
-        module: whose hyper-parameters it was given.
-    """
-    now = {name: value for part in saved_settings(module) for name, value in part.items() if _is_array(value)}
-    for keeper in (logger, getattr(logger, "_experiment", None)):
-        kept = getattr(keeper, "hparams", None)
-        if isinstance(kept, dict):
-            kept.update({name: value for name, value in now.items() if name in kept})
 
 
 def check_buffers(module: IFRUMixin, data: InteractionDataModule, removal: Removal) -> None:
@@ -163,10 +149,6 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             yield name, parameter
-
-
-def _is_array(value: object) -> bool:
-    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
 
 
 def _cleared(value: Any, rows: Tensor) -> Any:

@@ -169,17 +169,24 @@ def _instead(
     ``meet`` is called before, as soon as the trainer's processes are connected.
     """
     loop, setup = trainer.predict_loop, callback.setup
+    # Before a run Lightning logs the hyper-parameters, and those of the erased are among them until it has ended.
+    logs, trainer.enable_autolog_hparams = getattr(trainer, "enable_autolog_hparams", True), False
 
     def set_up(*args: Any, **kwargs: Any) -> None:
         meet()
         setup(*args, **kwargs)
 
-    loop.run, callback.setup = run, set_up  # type: ignore[method-assign]
+    def run_now() -> list[Any]:
+        trainer.enable_autolog_hparams = logs
+        return run()
+
+    loop.run, callback.setup = run_now, set_up  # type: ignore[method-assign]
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         del loop.run, callback.setup
+        trainer.enable_autolog_hparams = logs
 
 
 lightning.Trainer.unlearn = unlearn  # type: ignore[attr-defined]

@@ -54,6 +54,7 @@ def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal
 
     Raises:
         RequestError: If an id or pair was never there, or nothing would be left to train on.
+        UnlearningError: If there is no key under which to record what goes, and none can be made.
     """
     keys: dict[str, list[Any]] = {"user": [], "item": [], "interaction": []}
     for kind, text in request.texts:
@@ -76,6 +77,8 @@ def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal
         table.by_item.rows(torch.from_numpy(items[items >= 0]))[0],
     )
     positions = torch.cat([*whole, pair_rows]).unique()
+    if len(positions):
+        digest_key()  # refused now, rather than when the weights are about to change
     split = table.split[positions]
     counts = {name: int((split == k).sum()) for k, name in enumerate(SPLITS)}
     present = int(table.train_counts[0].sum())

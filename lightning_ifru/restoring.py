@@ -59,9 +59,10 @@ def restored(table: InteractionTable, state: Mapping[str, Any]) -> Restored:
     placement, theirs = placement_of(state), ForgottenRecord.of_state(state["forgotten_record"])
     users, items = IdIndex(state["user_ids"]), IdIndex(state["item_ids"])
     same_layout = table.users.fits(users) and table.items.fits(items)
-    drop = _rows_to_drop(table, state, theirs.beyond(table.record), same_layout)
-    if drop is None:
-        raise _other_data(table, state)
+    here = table.record.beyond(theirs)
+    if here and not same_layout:
+        raise _other_data(table, state)  # of what was forgotten here alone the ids are gone, and so are their positions
+    drop = _rows_to_drop(table, state, theirs.beyond(table.record))
     kept = table.alive & ~drop
     record = theirs | table.record
     user = torch.from_numpy(_moves(table.users, users, table.user[kept], record, "user"))[table.user]
@@ -74,17 +75,15 @@ def restored(table: InteractionTable, state: Mapping[str, Any]) -> Restored:
     if isinstance(placement, ByList) and len(table) == state["num_rows"]:
         # The lists tell nothing of what was forgotten. Beside another source nothing does, and then it counts as train.
         forgotten = state["forgotten"].cpu()
-        here = drop[forgotten]
-        if int(here.sum()) == int(drop.sum()):
-            trained[forgotten[here]] = state["forgotten_trained"].cpu()[here]
+        dropped = drop[forgotten]
+        if int(dropped.sum()) == int(drop.sum()):
+            trained[forgotten[dropped]] = state["forgotten_trained"].cpu()[dropped]
 
     candidate = torch.ones(len(items), dtype=torch.bool)
     candidate[state["withdrawn_items"].cpu()] = False
-    if same_layout:
-        since = table.record.beyond(theirs)
-        _retire(users, table.users, [place for part in since.parts.values() for place in part.users.values()])
-        gone = _retire(items, table.items, [place for part in since.parts.values() for place in part.items.values()])
-        candidate[gone] = False
+    _retire(users, table.users, [place for part in here.parts.values() for place in part.users.values()])
+    gone = _retire(items, table.items, [place for part in here.parts.values() for place in part.items.values()])
+    candidate[gone] = False
     candidate[item[kept]] = True  # an item can have its first interaction since
     return Restored(
         users,
@@ -101,13 +100,8 @@ def restored(table: InteractionTable, state: Mapping[str, Any]) -> Restored:
     )
 
 
-def _rows_to_drop(
-    table: InteractionTable, state: Mapping[str, Any], since: ForgottenRecord, same_layout: bool
-) -> Tensor | None:
-    """The alive rows that the checkpoint has forgotten; None if the data are not the checkpoint's.
-
-    ``since`` is what the checkpoint has forgotten and the table has not.
-    """
+def _rows_to_drop(table: InteractionTable, state: Mapping[str, Any], there: ForgottenRecord) -> Tensor:
+    """The alive rows that the checkpoint has forgotten; ``there`` is what it has forgotten and the table has not."""
     nothing = torch.zeros(len(table), dtype=torch.bool)
     forgotten = nothing.clone()
     if len(table) == state["num_rows"]:
@@ -118,11 +112,9 @@ def _rows_to_drop(
         same_count = int(rows.sum()) == state["num_rows"] - len(state["forgotten"])
         if same_count and table.labelled_hashes(rows).sum(dtype=np.uint64) == state["fingerprint"]:
             return drop
-    if table.num_forgotten and not same_layout:
-        return None  # of what was forgotten here the ids are gone, which would be needed to find their positions
-    if not len(since):
+    if not len(there):
         return nothing
-    known = since.under(digest_key())
+    known = there.under(digest_key())
     known.check()
     rows = table.alive.nonzero().flatten()
     sides = []

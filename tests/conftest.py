@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import warnings
 from pathlib import Path
 
@@ -14,14 +13,10 @@ from hypothesis import settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
-from lightning_ifru.keys import KEY
 from lightning_ifru.models import LightGCN, MatrixFactorization
 from lightning_ifru.outputs import LOCK
 
 NUM_USERS, NUM_ITEMS = 40, 30
-
-# Here and in the processes that tests start: no test makes a key in the home folder of whoever runs it.
-os.environ[KEY] = "of the tests"
 
 # The gate must not depend on how busy a machine is, nor find on Monday what it did not find on Sunday.
 settings.register_profile("gate", deadline=None, derandomize=True)

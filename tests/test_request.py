@@ -110,6 +110,7 @@ def test_the_union_holds_what_either_holds(one, other):
         assert {id_text(value) for value in getattr(both, part)} == wanted
         assert len(getattr(both, part)) == len(wanted)
     assert both == other | one == both | one
+    assert both.digest(b"key") == (other | one).digest(b"key")
 
 
 def test_a_csv_file_names_interactions_users_and_items(tmp_path):

@@ -1,6 +1,7 @@
 """The demonstration does what the README says, on real and on other data."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from lightning_ifru import DataError, InteractionDataModule, UnlearningRequest
 from lightning_ifru import demo as demo_module
 from lightning_ifru.cli import main
 from lightning_ifru.demo import EMBEDDED, demo
+from lightning_ifru.keys import KEY, KEY_FILE
 
 WRITTEN = {"report.json", "figure.png", "demo.log", "metrics.csv", "unlearned.ckpt"}
 
@@ -69,6 +71,19 @@ def test_other_data_and_models_can_be_chosen(model, ratings, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Top ten for user" in printed
     assert "What was forgotten" in printed
+
+
+def test_nothing_is_written_outside_of_the_output_folder(ratings, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    for name in (KEY, KEY_FILE, "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["demo", "--data", str(ratings), "--output_dir", str(tmp_path / "out"), *COLUMNS]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == WRITTEN
+    assert list(home.iterdir()) == []
+    assert KEY not in os.environ
 
 
 def test_the_wrong_labels_are_planted_and_asked_to_be_forgotten(ratings):

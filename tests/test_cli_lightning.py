@@ -266,6 +266,66 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(folder, monkeypatch
     assert {path.name for path in folder.glob(".*")} <= {LOCK}  # nor a folder
 
 
+def test_the_very_same_command_again_leaves_what_it_has_written_and_says_so(folder):
+    report = answer(*WRITE, "--report", "report.json")
+    assert report["num_forgotten"] > 20
+    before = files(folder)
+    again = answer(*WRITE, "--report", "report.json")
+    assert (again["num_forgotten"], again["already_absent"]) == (0, len(GONE))
+    assert again["checkpoint"] == "unlearned.ckpt"
+    assert files(folder) == before
+    code, out, _ = run(*WRITE)
+    assert (code, files(folder)) == (0, before)
+    assert "nothing was changed" in out
+
+    (folder / LEDGER).unlink()  # as after a process that was killed when it had written the checkpoint
+    (folder / "report.json").unlink()
+    answer(*WRITE, "--report", "report.json", "--figure", "figure.svg")
+    assert files(folder)[str(folder / LEDGER)] == before[str(folder / LEDGER)]
+    assert json.loads((folder / "report.json").read_text())["already_absent"] == len(GONE)
+    assert (folder / "figure.svg").exists()
+
+
+@pytest.mark.parametrize("other", ["request", "checkpoint", "method", "key"])
+def test_an_output_of_another_command_is_in_the_way(folder, monkeypatch, other):
+    answer(*WRITE)
+    (folder / "other.csv").write_text("user\nperson-003\n")
+    before = files(folder)
+    again = {
+        "request": [*WRITE, "--request", "other.csv"],
+        "checkpoint": [*WRITE, "--ckpt_path", "unlearned.ckpt"],
+        "method": [*WRITE, "--ifru.method.max_steps", "1"],
+        "key": WRITE,
+    }[other]
+    if other == "key":
+        monkeypatch.setenv("LIGHTNING_IFRU_KEY", "another key than that of the first command")
+    code, said = refusal(*again)
+    assert code == 1
+    assert "unlearned.ckpt, which exists" in said
+    assert files(folder) == before
+    if other == "method":
+        assert answer(*again, "--overwrite")["steps"] == 1
+
+
+def test_a_report_that_cannot_be_written_is_said_when_the_request_is_applied(folder, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    code, said = refusal(*WRITE, "--report", "report.json")
+    assert code == 1
+    assert "the request is applied, see unlearned.ckpt, but report.json could not be written (No space left" in said
+    assert torch.load("unlearned.ckpt", weights_only=True)["InteractionDataModule"]["num_forgotten"] > 20
+    assert not (folder / "report.json").exists()
+
+
+def test_a_command_that_is_told_to_end_does_and_exits_with_143(folder, monkeypatch):
+    before = files(folder)
+    monkeypatch.setattr("lightning_ifru.progress.Phases.step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert refusal(*WRITE) == (143, "lightning-ifru: told to end.")
+    assert files(folder) == before
+
+
 CALLBACK = {"class_path": "lightning_ifru.IFRUCallback", "init_args": {"method": {"max_steps": 1}}}
 KEEPING = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
 
@@ -528,7 +588,8 @@ def test_a_printed_config_can_be_given_back(folder, command):
     assert code == 0
     (folder / "printed.yaml").write_text(printed)
     assert run(command, "--config", "printed.yaml", "--print-config")[1] == printed
-    assert yaml.safe_load(printed)["ifru"] == {"method": None, "request": None, "evaluate": True}
+    nothing = {"method": None, "request": None, "tolerance": None}
+    assert yaml.safe_load(printed)["ifru"] == nothing | {"evaluate": True, "on_incomplete": "warn"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,368 @@
+"""The ledger beside the checkpoints: what it says, that nothing in it can be changed unseen, and how it is restored."""
+
+import hashlib
+import hmac
+import itertools
+import json
+import platform
+import shutil
+from datetime import datetime
+
+import pytest
+import torch
+
+from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningRequest
+from lightning_ifru.cli import main
+from lightning_ifru.ledger import LEDGER, Ledger, entries_in, is_result
+from lightning_ifru.ledger_check import check_ledger
+from lightning_ifru.outputs import alone_in
+
+PEOPLE = ["person-003", "person-007", "person-011"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("ledger")
+
+
+@pytest.fixture
+def unlearn(make_data, make_model, make_trainer):
+    """Unlearn a person from a checkpoint, with objects of its own as in a process of its own."""
+
+    def run(person, loaded, output, **changes):
+        callback = IFRUCallback(IFRU(max_steps=1, cg_iterations=3), evaluate=False)
+        trainer = make_trainer(callbacks=[callback], enable_checkpointing=False, max_epochs=2)
+        data, model = make_data(), make_model()
+        if loaded is None:
+            trainer.fit(model, datamodule=data)
+            trainer.save_checkpoint(output)
+            return None
+        request = UnlearningRequest(users=[person])
+        return trainer.unlearn(data, model=model, request=request, ckpt_path=loaded, output=output, **changes)
+
+    return run
+
+
+@pytest.fixture
+def folder(base, unlearn, tmp_path):
+    """A folder with a trained checkpoint, three that have forgotten more and more, and their ledger."""
+    if not (base / LEDGER).exists():
+        unlearn(None, None, base / "0.ckpt")
+        for number, person in enumerate(PEOPLE):
+            unlearn(person, base / f"{number}.ckpt", base / f"{number + 1}.ckpt")
+    shutil.copytree(base, tmp_path / "line")
+    return tmp_path / "line"
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def lines_of(folder):
+    return [json.loads(text) for text in (folder / LEDGER).read_text().splitlines()]
+
+
+def write(folder, lines):
+    (folder / LEDGER).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_every_line_says_what_happened_to_which_file_and_follows_from_the_one_before(folder, monkeypatch):
+    monkeypatch.delenv("LIGHTNING_IFRU_KEY", raising=False)
+    texts = (folder / LEDGER).read_bytes().splitlines()
+    lines = lines_of(folder)
+    assert len(lines) == 3
+    assert [line["previous"] for line in lines] == [None, sha256(texts[0]), sha256(texts[1])]
+    assert [line["checkpoint"] for line in lines] == ["1.ckpt", "2.ckpt", "3.ckpt"]
+    for number, line in enumerate(lines):
+        assert line["checkpoint_before"] == sha256((folder / f"{number}.ckpt").read_bytes())
+        assert line["checkpoint_after"] == sha256((folder / f"{number + 1}.ckpt").read_bytes())
+        assert line["number"] == number + 1
+        carried = torch.load(folder / f"{number + 1}.ckpt", weights_only=True)["callbacks"]["IFRUCallback"]["ledger"]
+        assert carried == [
+            {name: value for name, value in one.items() if name not in ("checkpoint", "checkpoint_after", "previous")}
+            for one in lines[: number + 1]
+        ]
+    assert len({line["line"] for line in lines}) == 1
+    assert len({line["id"] for line in lines}) == 3
+    first = lines[0]
+    assert first["num_forgotten"] == sum(first["forgotten_by_split"].values()) > 5
+    assert first["num_users_erased"] == 1
+    assert 0 < first["residual_after"] < first["residual_before"]
+    assert first["verdict"]
+    assert first["method"]["cg_iterations"] == 3
+    assert first["versions"]["python"] == platform.python_version()
+    assert first["versions"]["torch"] == torch.__version__
+
+
+def test_no_line_has_an_id_or_its_plain_hash(folder):
+    said = (folder / LEDGER).read_text()
+    for person in PEOPLE:
+        request = json.dumps([["user", person]], separators=(",", ":"))
+        for plain in (person, sha256(person.encode()), sha256(request.encode())):
+            assert plain not in said
+
+
+def test_who_has_the_key_finds_a_request_again(base, unlearn, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "mine")
+    unlearn(None, None, tmp_path / "0.ckpt")
+    unlearn(PEOPLE[0], tmp_path / "0.ckpt", tmp_path / "1.ckpt")
+    (line,) = lines_of(tmp_path)
+    canonical = json.dumps([["user", PEOPLE[0]]], separators=(",", ":")).encode()
+    assert line["digest"] == hmac.new(b"mine", canonical, "sha256").hexdigest()
+    assert line["digest"] != hmac.new(b"another", canonical, "sha256").hexdigest()
+
+
+def test_a_ledger_that_nobody_has_touched_holds(folder):
+    before = (folder / LEDGER).read_bytes()
+    for path in (folder, folder / LEDGER):
+        found = check_ledger(path)
+        assert found.holds
+        assert (found.lines, found.restored, found.faults) == (3, 0, [])
+        assert found.checkpoints == dict.fromkeys(("1.ckpt", "2.ckpt", "3.ckpt"), "as written")
+    assert (folder / LEDGER).read_bytes() == before
+
+
+def changed(folder, number, **values):
+    lines = lines_of(folder)
+    lines[number] |= values
+    write(folder, lines)
+
+
+def without_a_line(folder):
+    lines = lines_of(folder)
+    write(folder, [lines[0], lines[2]])
+
+
+def chained_anew(folder):
+    """Somebody with the tool at hand changes a number and all hashes after it."""
+    lines = lines_of(folder)
+    lines[0]["num_forgotten"] = 1
+    for before, line in itertools.pairwise(lines):
+        line["previous"] = sha256(json.dumps(before).encode())
+    write(folder, lines)
+
+
+def another_file(folder):
+    with (folder / "2.ckpt").open("ab") as file:
+        file.write(b"more")
+
+
+def exchanged(folder):
+    shutil.copy(folder / "1.ckpt", folder / "2.ckpt")
+
+
+TAMPERED = {
+    "a number": (lambda f: changed(f, 1, num_forgotten=1), "line 3 does not follow from line 2 as it stands"),
+    "a line taken out": (without_a_line, "line 2 does not follow from line 1 as it stands"),
+    "the first hash": (lambda f: changed(f, 0, previous="ab"), "line 1 does not follow from nothing"),
+    "a line twice": (lambda f: write(f, lines_of(f)[:1] * 2), "line 2 repeats one before"),
+    "all hashes": (chained_anew, "line 1 says other than 1.ckpt does"),
+    "a checkpoint": (another_file, "2.ckpt is not the file that was written"),
+    "another checkpoint": (exchanged, "2.ckpt is not the file that was written"),
+    "a path": (lambda f: changed(f, 2, checkpoint="../3.ckpt"), "'../3.ckpt' is no name of a file beside it"),
+    "a windows path": (lambda f: changed(f, 2, checkpoint="..\\3.ckpt"), "is no name of a file beside it"),
+    "a list": (lambda f: changed(f, 2, checkpoint=["3.ckpt"]), "line 3 is none that an unlearning has written"),
+    "no id": (lambda f: changed(f, 2, id=7), "line 3 is none that an unlearning has written"),
+    "no JSON": (lambda f: (f / LEDGER).write_text("mine\n" * 2), "line 1 is none that an unlearning has written"),
+    "nesting": (lambda f: (f / LEDGER).write_text("[" * 10**5 + "\n"), "line 1 is none that an unlearning"),
+    "a number of a million digits": (lambda f: (f / LEDGER).write_text("9" * 10**6 + "\n"), "line 1 is none"),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_what_was_changed_is_found(folder, what, capsys):
+    change, sentence = TAMPERED[what]
+    change(folder)
+    found = check_ledger(folder / LEDGER)
+    assert not found.holds
+    assert any(sentence in fault for fault in found.faults), found.faults
+    assert main(["audit", "--ledger", str(folder / LEDGER)]) == 3
+    assert sentence in capsys.readouterr().out
+
+
+def test_an_entry_of_a_checkpoint_that_is_none_is_no_entry(folder):
+    content = torch.load(folder / "3.ckpt", weights_only=True)
+    content["callbacks"]["IFRUCallback"]["ledger"][0]["id"] = ["a"]
+    torch.save(content, folder / "4.ckpt")
+    (folder / "5.ckpt").write_text("mine")
+    assert entries_in(folder / "4.ckpt") is None
+    assert entries_in(folder / "5.ckpt") is None
+    assert entries_in(folder / "0.ckpt") == []
+    assert check_ledger(folder).holds
+
+
+def test_checkpoints_may_be_deleted(folder):
+    for number in (0, 1, 2):
+        (folder / f"{number}.ckpt").unlink()
+    found = check_ledger(folder)
+    assert found.holds
+    assert found.checkpoints == {"1.ckpt": "gone", "2.ckpt": "gone", "3.ckpt": "as written"}
+
+
+# --- after a crash
+
+
+def torn(folder):
+    content = (folder / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(content[:-20])
+
+
+def cut(folder):
+    write(folder, lines_of(folder)[:2])
+
+
+def gone(folder):
+    (folder / LEDGER).unlink()
+
+
+@pytest.mark.parametrize(("break_off", "restored"), [(torn, 1), (cut, 1), (gone, 3)])
+def test_the_end_is_restored_from_the_checkpoints(folder, break_off, restored):
+    whole = (folder / LEDGER).read_bytes()
+    break_off(folder)
+    assert (folder / LEDGER).exists() == (break_off is not gone)
+    found = check_ledger(folder / LEDGER)
+    assert found.holds
+    assert found.restored == restored
+    assert (folder / LEDGER).read_bytes() == whole
+    assert check_ledger(folder / LEDGER).restored == 0
+
+
+def test_a_checkpoint_of_a_later_fit_is_not_taken_for_the_one_that_was_written(folder):
+    whole = (folder / LEDGER).read_bytes()
+    shutil.copy(folder / "3.ckpt", folder / "z.ckpt")
+    content = torch.load(folder / "3.ckpt", weights_only=True)
+    content["epoch"] = 7
+    torch.save(content, folder / "a-later.ckpt")
+    cut(folder)
+    assert check_ledger(folder).holds
+    assert (folder / LEDGER).read_bytes() == whole
+
+
+@pytest.mark.parametrize("break_off", [torn, cut])
+def test_the_next_unlearning_restores_the_end_as_well(folder, unlearn, break_off):
+    whole = lines_of(folder)
+    break_off(folder)
+    unlearn("person-013", folder / "3.ckpt", folder / "4.ckpt")
+    assert lines_of(folder)[:3] == whole
+    assert [line["checkpoint"] for line in lines_of(folder)] == ["1.ckpt", "2.ckpt", "3.ckpt", "4.ckpt"]
+    assert check_ledger(folder).holds
+
+
+def test_the_same_again_restores_the_end_and_writes_nothing_else(folder, unlearn):
+    whole, checkpoint = (folder / LEDGER).read_bytes(), (folder / "3.ckpt").read_bytes()
+    cut(folder)
+    assert unlearn(PEOPLE[2], folder / "2.ckpt", folder / "3.ckpt").already_absent == 1
+    assert (folder / LEDGER).read_bytes() == whole
+    assert (folder / "3.ckpt").read_bytes() == checkpoint
+
+
+def test_what_cannot_be_restored_does_not_hold(folder, capsys):
+    torn(folder)
+    before = (folder / LEDGER).read_bytes()
+    with alone_in(folder):
+        found = check_ledger(folder)
+    assert [fault.partition(",")[0] for fault in found.faults] == [
+        "3.ckpt tells of 1 unlearnings of which the ledger has no line.",
+        "its last line is not whole",
+    ]
+    assert "another unlearning writes into" in found.faults[1]
+    assert (folder / LEDGER).read_bytes() == before
+
+
+def test_a_clock_that_goes_backwards_breaks_nothing(folder, unlearn, monkeypatch):
+    class Before(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(1999, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("lightning_ifru.ledger.datetime", Before)
+    unlearn("person-013", folder / "3.ckpt", folder / "4.ckpt")
+    assert lines_of(folder)[3]["time"] == "1999-01-01T00:00:00+00:00" < lines_of(folder)[2]["time"]
+    assert check_ledger(folder).holds
+    assert check_ledger(folder).lines == 4
+
+
+# --- lines of checkpoints
+
+
+def test_a_checkpoint_that_was_gone_on_from_is_warned_of(folder, unlearn):
+    with pytest.warns(UserWarning, match=r"has forgotten 2 requests more, of which .* start from its newest, 3.ckpt"):
+        unlearn("person-013", folder / "1.ckpt", folder / "1b.ckpt")
+    with pytest.warns(UserWarning, match=r"has forgotten 1 requests more.* start from its newest, 1.ckpt"):
+        unlearn("person-013", folder / "0.ckpt", folder / "0b.ckpt")
+    assert check_ledger(folder).holds
+    assert len({line["line"] for line in lines_of(folder)}) == 2
+
+
+def test_the_newest_checkpoint_is_not_warned_of(folder, unlearn, recwarn):
+    unlearn("person-013", folder / "3.ckpt", folder / "4.ckpt")
+    assert not [warning for warning in recwarn if "requests more" in str(warning.message)]
+
+
+def test_another_folder_gets_the_whole_line(folder, unlearn, tmp_path):
+    (tmp_path / "other").mkdir()
+    unlearn("person-013", folder / "3.ckpt", tmp_path / "other" / "4.ckpt")
+    lines = lines_of(tmp_path / "other")
+    assert [line["id"] for line in lines[:3]] == [line["id"] for line in lines_of(folder)]
+    assert [line["checkpoint"] for line in lines] == [None, None, None, "4.ckpt"]
+    assert check_ledger(tmp_path / "other").holds
+
+
+def test_entries_of_versions_without_ids_are_kept_in_the_checkpoint_and_have_no_line(folder, unlearn):
+    content = torch.load(folder / "3.ckpt", weights_only=True)
+    kept = ("time", "digest", "num_forgotten", "num_users_erased", "num_items_erased", "seconds", "method")
+    entries = content["callbacks"]["IFRUCallback"]["ledger"]
+    content["callbacks"]["IFRUCallback"]["ledger"] = [{name: e[name] for name in kept} for e in entries]
+    (folder / "old").mkdir()
+    torch.save(content, folder / "old" / "3.ckpt")
+    unlearn("person-013", folder / "old" / "3.ckpt", folder / "old" / "4.ckpt")
+    (line,) = lines_of(folder / "old")
+    assert line["number"] == 4
+    assert len(entries_in(folder / "old" / "4.ckpt")) == 4
+    assert check_ledger(folder / "old").holds
+
+
+def test_what_a_result_is(folder):
+    digest, method = lines_of(folder)[1]["digest"], IFRU(max_steps=1, cg_iterations=3)
+    one, two, three = (folder / f"{number}.ckpt" for number in (1, 2, 3))
+    assert is_result(two, digest, one, method)
+    assert is_result(two, digest, one)
+    assert not is_result(two, digest, one, IFRU())
+    assert not is_result(two, "ab", one)
+    assert not is_result(two, digest, three)
+    assert not is_result(two, digest, folder / "no.ckpt")
+    assert not is_result(three, digest, one)
+    assert not is_result(folder / LEDGER, digest, one)
+
+
+# --- the command
+
+
+def test_the_command_needs_nothing_else(folder, capsys):
+    assert main(["audit", "--ledger", str(folder / LEDGER), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["holds"]
+    assert answer["lines"] == 3
+    assert main(["audit", f"--ledger={folder}"]) == 0
+    said = capsys.readouterr().out
+    assert "3 unlearnings; every line follows from the one before." in said
+    assert "3.ckpt as written" in said
+
+
+def test_no_ledger_is_one_sentence(tmp_path, capsys):
+    assert main(["audit", "--ledger", str(tmp_path)]) == 1
+    assert "there is no ledger" in capsys.readouterr().err
+    with pytest.raises(DataError, match="there is no ledger"):
+        check_ledger(tmp_path / "no" / LEDGER)
+
+
+def test_other_options_are_refused_beside_a_ledger(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", "--ledger", str(folder), "--original", "a.ckpt"])
+    assert stop.value.code == 2
+    assert "--original" in capsys.readouterr().err
+
+
+def test_a_ledger_of_nothing_is_empty(tmp_path):
+    assert Ledger(tmp_path / LEDGER).append([], {}) == 0
+    assert not (tmp_path / LEDGER).exists()

@@ -38,7 +38,7 @@ def measured(script: str, count: int, seed: int) -> dict[str, Any]:
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=alone)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     return found
 
 

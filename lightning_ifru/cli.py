@@ -125,14 +125,18 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[str, list[str], str, str], object
         "--config run.yaml --ckpt_path best.ckpt --request forget.csv --output unlearned.ckpt [...]",
         "Forget users, items or interactions, and write a checkpoint without them.\n\n"
         "The checkpoint is complete: test, fit and a further unlearn take it as their --ckpt_path. What it has\n"
-        "forgotten stays forgotten, also where the source still has it. The older checkpoints still remember, and are\n"
-        "named on the standard error. --ifru.method.help lists the hyper-parameters of the method.",
+        "forgotten stays forgotten, also where the source still has it. A line of ledger.jsonl beside it says so\n"
+        "without any id. The older checkpoints still remember, and are named on the standard error. The very same\n"
+        "command given again, also after a crash, ends in the same state. --ifru.method.help lists the\n"
+        "hyper-parameters of the method.",
         TrainingCommand,
     ),
     "audit": (
         "--config run.yaml --original best.ckpt --unlearned unlearned.ckpt [--retrained '[a.ckpt, b.ckpt]'] [...]",
         "Measure what an unlearned model still knows of the forgotten.\n\n"
-        "Writes audit.html, to be printed or attached to the request, and audit.json.",
+        "Writes audit.html, to be printed or attached to the request, and audit.json. With --ledger ledger.jsonl and\n"
+        "nothing else it checks that the ledger's lines follow from one another and agree with the checkpoints beside\n"
+        "it, and adds what a process could not that was killed.",
         audit_command,
     ),
     "scan": (

@@ -1,7 +1,5 @@
 import os
 import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,12 +52,6 @@ def test_a_file_that_is_named_and_not_there_is_made(home, monkeypatch):
     monkeypatch.setenv(KEY_FILE, str(home / "secrets/of/mine"))
     assert (home / "secrets/of/mine").exists() is False
     assert digest_key() == (home / "secrets/of/mine").read_bytes().strip()
-
-
-def test_another_process_reads_the_same_key(home):
-    code = "from lightning_ifru.keys import digest_key; print(digest_key().decode())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == (home / ".config/lightning-ifru/key").read_text().strip() == digest_key().decode()
 
 
 def test_who_comes_at_the_same_time_gets_the_same_key():

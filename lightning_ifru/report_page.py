@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 def fragment(report: UnlearningReport) -> str:
     """Return the tables of a report, and its figure unless it is of a dry run."""
     parts = [_table(title(report), summary(report))]
+    if report.verdict is not None:
+        parts.append(f"<p><b>Verdict: {escape(report.verdict)}</b></p>")
+    parts += [f"<p>{escape(reason)}</p>" for reason in report.verdict_reasons]
     if report.metrics_before:
         parts.append(_table("Surviving test pairs", metrics(report), METRIC_HEADINGS))
     if not report.dry_run:

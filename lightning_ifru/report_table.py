@@ -22,8 +22,6 @@ def title(report: UnlearningReport) -> str:
 
 def summary(report: UnlearningReport) -> Iterator[tuple[str, str]]:
     """Yield what is said and the number, for what happened or would happen."""
-    if report.verdict is not None:
-        yield "verdict", report.verdict
     if report.already_absent:
         yield "entries forgotten before", f"{report.already_absent:,}"
     if report.already_absent and not report.num_forgotten:
@@ -89,6 +87,11 @@ def tables(report: UnlearningReport) -> Iterator[Table]:
     for row in summary(report):
         table.add_row(*row)
     yield table
+    if report.verdict_reasons:
+        table = Table(title=f"Verdict: {report.verdict}", show_header=False)
+        for reason in report.verdict_reasons:
+            table.add_row(reason)
+        yield table
     if report.metrics_before:
         table = Table(title="Surviving test pairs")
         for heading in METRIC_HEADINGS:

@@ -58,7 +58,7 @@ class Tolerance:
     """
 
     complete: float = 0.1
-    doubt: float = 0.25
+    doubt: float = 0.3
     removed: float = 0.2
     loss_grows: float = 3.0
     metric_falls: float = 0.5

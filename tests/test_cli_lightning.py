@@ -678,3 +678,21 @@ def test_the_documented_nightly_job_takes_each_request_once_and_keeps_the_model_
     before = {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")}
     assert night() == 1
     assert {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")} == before
+
+
+def test_what_is_not_to_be_trusted_is_refused_or_trained_anew_as_the_command_says(folder):
+    nothing = "--ifru.tolerance={complete: 0.0, doubt: 0.0}"
+    code, said = refusal(*WRITE, nothing, "--ifru.on_incomplete=raise")
+    assert code == 1
+    assert "may be left on the forgotten pairs" in said
+    assert not Path("unlearned.ckpt").exists()
+    found = answer(*WRITE, nothing, "--ifru.on_incomplete=retrain")
+    assert (found["verdict"], found["num_users_erased"]) == ("retrained", 2)
+    content = torch.load("unlearned.ckpt", weights_only=True)
+    assert content["epoch"] == TRAINER["max_epochs"]
+    rows = [
+        torch.load(path, weights_only=True)["state_dict"]["net.embedding.weight"]
+        for path in ("best.ckpt", "unlearned.ckpt")
+    ]
+    assert not (rows[0] == rows[1]).any()
+    assert run("test", "--config", "run.yaml", "--ckpt_path", "unlearned.ckpt")[0] == 0

@@ -391,3 +391,28 @@ def test_the_digest_depends_on_a_key_that_is_not_in_the_report(trained, monkeypa
         digests.append(trainer.unlearn(data, request=request, dry_run=True).digest)
     assert digests[0] == digests[2] != digests[1]
     assert digests[0] == request.digest(b"one")
+
+
+def test_a_verdict_stands_with_its_reasons_in_table_page_and_json():
+    reasons = ["About 40% may be left: <loose>.", "No step was found."]
+    report = replace(FULL, verdict="retrain advised", verdict_reasons=reasons)
+    text, page = " ".join(str(report).split()), report._repr_html_()
+    assert "Verdict: retrain advised" in text
+    assert all(" ".join(reason.split()) in text for reason in reasons[1:])
+    assert "Verdict: retrain advised" in page
+    assert "&lt;loose&gt;" in page
+    assert "Verdict" not in str(BARE)
+    assert strict(report.to_json())["verdict_reasons"] == reasons
+    trained = UnlearningReport(
+        "ab12", 3, {"train": 3}, 0, 0, verdict="retrained", seconds={"retrain": 5.0, "total": 7.0}
+    )
+    assert "trained anew" in str(trained)
+    assert "7.0 / 5.0" in str(trained)
+    assert "retrained" in trained._repr_html_()
+
+
+def test_what_was_forgotten_before_is_said_and_nothing_else():
+    report = UnlearningReport("ab12", 0, {"train": 0}, 0, 0, already_absent=3)
+    assert "nothing was changed" in str(report)
+    assert "residual" not in str(report)
+    assert "3" in report._repr_html_()

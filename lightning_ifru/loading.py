@@ -83,7 +83,7 @@ def read_checkpoint(path: str | Path, read: Callable[[str | Path], Any] = read_p
         lightning_ifru.errors.UnlearningError: the checkpoint ...a.ckpt could not be loaded (it holds a list); give ...
     """
     try:
-        if _is_packed(path):
+        if is_packed(path):
             raise _refused(path, "it holds packed parts")
         checkpoint = read(path)
     except (UnlearningError, MisconfigurationException):
@@ -144,8 +144,8 @@ def _refused(path: str | Path, what: str) -> UnlearningError:
     )
 
 
-def _is_packed(path: str | Path) -> bool:
-    """Whether parts of a file have to be unpacked: torch packs none, and they could be of any size."""
+def is_packed(path: str | Path) -> bool:
+    """Return whether parts of a file have to be unpacked: torch packs none, and they could be of any size."""
     if not (Path(path).is_file() and zipfile.is_zipfile(path)):
         return False
     with zipfile.ZipFile(path) as archive:

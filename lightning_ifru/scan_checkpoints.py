@@ -16,6 +16,7 @@ from lightning_ifru.data_state import STATE_KEYS
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.forgotten import ForgottenRecord, Known
 from lightning_ifru.ids import IdIndex
+from lightning_ifru.loading import is_packed
 from lightning_ifru.needles import Found, Needles
 from lightning_ifru.scan_values import Hit, look_through
 
@@ -70,8 +71,11 @@ def looks_like_one(path: Path, head: bytes) -> bool:
         return True
     if not head.startswith(b"PK") or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as members:
-        return any(name.endswith("/data.pkl") for name in members.namelist())
+    try:
+        with zipfile.ZipFile(path) as members:
+            return any(name.endswith("/data.pkl") for name in members.namelist())
+    except Exception:  # a damaged file can raise anything
+        return path.suffix in (".pt", ".pth")
 
 
 def read(path: Path) -> Any:
@@ -81,6 +85,8 @@ def read(path: Path) -> Any:
         UnlearningError: it holds more than that, which is not loaded, or cannot be read.
     """
     try:
+        if is_packed(path):
+            raise ValueError("it holds packed parts, which can be of any size")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file can raise anything
         said = str(error)

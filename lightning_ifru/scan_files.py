@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import gzip
 import html
-import io
 import json
 import lzma
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pandas as pd
 import yaml
 
+from lightning_ifru.bounded import MAX_LINE
 from lightning_ifru.ids import id_text
 from lightning_ifru.needles import Found, Needles
 from lightning_ifru.scan_values import Hit, look_through
@@ -57,6 +57,7 @@ def look_into(name: str, file: BinaryIO, needles: Needles) -> Iterator[Hit | Unr
         needles: the ids.
 
     Example:
+        >>> import io
         >>> from lightning_ifru.request import UnlearningRequest
         >>> needles = Needles(UnlearningRequest(users=[7]))
         >>> metrics, ratings = b"step,loss\n7,0.5\n", b"user,item\n5,a\n7,b\n"
@@ -71,7 +72,7 @@ def look_into(name: str, file: BinaryIO, needles: Needles) -> Iterator[Hit | Unr
             for hit in look(file, needles):
                 told |= hit.found.keys()
                 yield hit
-        except _FAULTS as error:
+        except Exception as error:  # a damaged file can raise anything
             said = str(error).strip().partition("\n")[0][:200]
             yield Unread(f"not read as {suffix[1:]} ({type(error).__name__}: {said}), but as text or bytes")
         file.seek(0)
@@ -80,7 +81,7 @@ def look_into(name: str, file: BinaryIO, needles: Needles) -> Iterator[Hit | Unr
             left = Found({number: count for number, count in hit.found.items() if number not in told})
             if left:
                 yield Hit(hit.where, left)
-    except _FAULTS as error:
+    except Exception as error:  # what is packed can be damaged as well
         yield Unread(f"not read to its end ({' '.join(str(error).split())[:200]})")
 
 
@@ -119,61 +120,77 @@ def _blocks(file: BinaryIO, longest: int) -> Iterator[bytes]:
 
 
 def _in_table(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
-    header = file.readline().decode("utf-8-sig")
-    file.seek(0)
+    lines = _lines(file)
+    header = next(lines, "")
     separator = max(",;\t|", key=header.count)
-    options: dict[str, Any] = {"sep": separator, "dtype": str, "na_filter": False, "encoding": "utf-8-sig"}
-    names = pd.read_csv(io.StringIO(header), nrows=0, **options).columns
+    names = next(csv.reader([header], delimiter=separator), [])
     whose = {name: needles.kind_of(name) for name in names if needles.kind_of(name)}
     if not whose:
         return
-    file.seek(0)
-    chunks = pd.read_csv(file, usecols=list(whose), chunksize=1 << 18, on_bad_lines="skip", **options)
-    yield from _in_frames(chunks, whose, needles)
+    places = {name: names.index(name) for name in whose}
+    rows = (row + [""] * (len(names) - len(row)) for row in csv.reader(lines, delimiter=separator))
+
+    def parts() -> Iterator[dict[str, list[str]]]:
+        while some := list(islice(rows, 1 << 16)):
+            yield {name: [row[place] for row in some] for name, place in places.items()}
+
+    yield from _in_columns(parts(), whose, needles)
 
 
-def _in_frames(frames: Any, whose: dict[str, Any], needles: Needles) -> Iterator[Hit]:
-    """Look at columns of ids, and at pairs of them in one row."""
-    found = {f"column {name!r}": Found() for name in whose}
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of a text, none of which takes all memory."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE or b"\0" in line:
+            raise ValueError(f"a line has more than {MAX_LINE} bytes, or NUL bytes")
+        yield line.decode("utf-8-sig", errors="replace")
+
+
+def _in_columns(parts: Iterator[dict[str, list[str]]], whose: dict[str, Any], needles: Needles) -> Iterator[Hit]:
+    """Look at columns of ids, and at pairs of them in one row, some rows at a time."""
+    looks: dict[str, Callable[[dict[str, list[str]]], Found]] = {
+        f"column {name!r}": lambda texts, name=name, kind=kind: needles.in_column(kind, texts[name])  # type: ignore[misc]
+        for name, kind in whose.items()
+    }
+    user, item = (next((name for name, kind in whose.items() if kind == side), None) for side in ("user", "item"))
+    if user is not None and item is not None:
+        looks[f"columns {user!r} and {item!r}"] = lambda texts: needles.in_pairs(texts[user], texts[item])
+    found: dict[str, Found] = {}
     first: dict[str, int] = {}
-    rows = 0
-    pair = [next((name for name, kind in whose.items() if kind == wanted), None) for wanted in ("user", "item")]
-    for frame in frames:
-        texts = {name: [id_text(value) for value in frame[name].tolist()] for name in whose}
-        for name, kind in whose.items():
-            here = needles.in_column(kind, texts[name])
-            if here and f"column {name!r}" not in first:
-                one = [bool(needles.in_column(kind, [text])) for text in texts[name]].index(True)
-                first[f"column {name!r}"] = rows + one + 1
-            found[f"column {name!r}"] += here
-        if None not in pair:
-            both = f"columns {pair[0]!r} and {pair[1]!r}"
-            here = needles.in_pairs(texts[pair[0]], texts[pair[1]])  # type: ignore[index]
-            if here:
-                first.setdefault(both, rows + 1)
-            found[both] = found.get(both, Found()) + here
-        rows += len(frame)
-    yield from (Hit(f"{where}, from row {first[where]} on", each) for where, each in found.items() if each)
+    done = 0
+    for texts in parts:
+        rows = len(next(iter(texts.values())))
+        for where, look in looks.items():
+            here = look(texts)
+            if here and where not in first:
+                alone = ({name: [column[row]] for name, column in texts.items()} for row in range(rows))
+                first[where] = done + next(row for row, one in enumerate(alone, start=1) if look(one))
+            found.setdefault(where, Found()).update(here)
+        done += rows
+    yield from (Hit(f"{where}, from row {row} on", found[where]) for where, row in first.items())
 
 
 def _in_parquet(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet, types  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError("pyarrow is not installed") from error
     table = parquet.ParquetFile(file)
     whose = {name: needles.kind_of(name) for name in table.schema_arrow.names if needles.kind_of(name)}
+
+    def parts() -> Iterator[dict[str, list[str]]]:
+        for part in table.iter_batches(columns=list(whose)):
+            yield {name: ["" if v is None else id_text(v) for v in part.column(name).to_pylist()] for name in whose}
+
     if whose:
-        yield from _in_frames((part.to_pandas() for part in table.iter_batches(columns=list(whose))), whose, needles)
-    for name in table.schema_arrow.names:  # which may be packed, so that the bytes show nothing
+        yield from _in_columns(parts(), whose, needles)
+    for field in table.schema_arrow:  # packed, so that the bytes show nothing
         found = Found()
-        for part in table.iter_batches(columns=[name]) if name not in whose else ():
-            for _, column in part.to_pandas().items():
-                plain = column.tolist() if column.dtype == object else []
-                found |= needles.in_values([v for v in plain if isinstance(v, (str, int))], None)
-                found |= Found() if plain else needles.in_numbers(column.to_numpy(), None)
+        if field.name not in whose and not types.is_floating(field.type):
+            for part in table.iter_batches(columns=[field.name]):
+                for hit in look_through({field.name: part.column(0).to_pylist()}, needles):
+                    found.update(hit.found)
         if found:
-            yield Hit(f"column {name!r}", found)
+            yield Hit(f"column {field.name!r}", found)
 
 
 def _in_json(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
@@ -183,7 +200,7 @@ def _in_json(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
 def _in_json_lines(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
     found: dict[str, Found] = {}
     first: dict[str, int] = {}
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(MOST_PARSED), b""), start=1):
         for hit in look_through(json.loads(line), needles) if line.strip() else ():
             found.setdefault(hit.where, Found()).update(hit.found)
             first.setdefault(hit.where, number)
@@ -196,6 +213,11 @@ def _in_yaml(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
 
 
 def _in_arrays(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if sum(part.file_size for part in archive.infolist()) > MOST_PARSED:
+                raise ValueError(f"it holds more than {MOST_PARSED >> 20} MiB")
+    file.seek(0)
     loaded = np.load(file, allow_pickle=False)
     yield from look_through(dict(loaded) if hasattr(loaded, "files") else {"array": loaded}, needles)
 
@@ -230,8 +252,3 @@ _LOOKS: dict[str, Callable[[BinaryIO, Needles], Iterator[Hit]]] = {
     **dict.fromkeys((".yaml", ".yml"), _in_yaml),
     **dict.fromkeys((".npy", ".npz"), _in_arrays),
 }
-#: What reading a file can raise: it is not what its name says, or damaged.
-_FAULTS = (
-    *(ValueError, LookupError, TypeError, OSError, EOFError, RecursionError, MemoryError),
-    *(yaml.YAMLError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
-)

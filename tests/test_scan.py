@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 from pathlib import Path
@@ -285,6 +286,34 @@ def test_a_checkpoint_with_more_than_values_is_listed_searched_and_never_run(fol
     assert [(one.entries, one.kind) for one in report.findings if one.file == "trap.ckpt"] == [
         (["user (entry 1)", "user (entry 2)"], "text")
     ]
+
+
+DAMAGE = [b"\0", b"\xff\xfe", b'"', b"[" * 3000, b"PK\3\4", b"\x80\2", b"9" * 30, b"&a [*a, *a]", b"\n", b","]
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_damaged_file_stops_a_scan(tmp_path, seed, forgotten_folder):
+    """Files of all kinds, each with some bytes put in, taken out or changed."""
+    rng = random.Random(seed)
+    for name, (_, write) in {**HOLDS, **PAIRS}.items():
+        if name not in ("long.log", "events.out.tfevents.1.x.0"):
+            write(tmp_path / name)
+    shutil.copy(forgotten_folder / "after.ckpt", tmp_path)
+    for path in list(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for number in range(100 if seed else 6):
+            data = bytearray(whole)
+            for _ in range(rng.randrange(1, 4)):
+                at = rng.randrange(len(data) + 1)
+                data[at : at + rng.choice([0, 0, 1, 5, 200, len(data)])] = rng.choice(DAMAGE)
+            path.with_name(f"{number}-{path.name}").write_bytes(data)
+    files = len(list(tmp_path.iterdir()))
+    request = UnlearningRequest(users=[42, TELLING, NUMBER], interactions=[(42, 7)])
+    report = scan(tmp_path, request, user="userId", item="movieId")
+    assert report.num_files == files > 200
+    assert 50 < len({one.file for one in report.findings}) < files
+    assert {Path(one.file).suffix for one in report.unseen} >= {".pt", ".ckpt", ".json", ".yaml", ".npz", ".parquet"}
+    assert str(report)
 
 
 def test_weights_without_the_state_of_the_data_cannot_be_told(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.effects import Scoring, score_shift, top_changes
 from lightning_ifru.errors import ObjectiveError
@@ -43,18 +43,18 @@ class Assessment:
 
     def preview(self) -> UnlearningReport:
         """Return counts, what the graph's change can reach, and the expected cost."""
-        clock = time.perf_counter()
+        clock = ticks()
         gradient_once = self.work.gradient()
         for _ in range(2):  # the first also warms up
-            since = time.perf_counter()
+            since = ticks()
             gradient_once()
-            gradient = time.perf_counter() - since
+            gradient = ticks() - since
         products, trials = self.work.most
         # A curvature product costs about two gradients; each damping tried costs one.
         return self._report(
             dry_run=True,
             expected={"products": products, "seconds": gradient * (2 * products + trials)},
-            seconds={"total": time.perf_counter() - clock},
+            seconds={"total": ticks() - clock},
         )
 
     def report(self, update: Update, progress: Progress | None = None, *, evaluate: bool = True) -> UnlearningReport:
@@ -70,7 +70,7 @@ class Assessment:
             UnlearningError: a score is not finite.
             DegradationError: the loss or a metric would be worse than the tolerance allows.
         """
-        work, since = self.work, time.perf_counter()
+        work, since = self.work, ticks()
         check_risk(update.risk_before, update.risk_after, self.tolerance)
         measured: dict[str, Any] = {}
         if evaluate or work.path.model is None:  # a local solve looks at no more rows than it needs
@@ -80,7 +80,7 @@ class Assessment:
                 measured = self._measured(after, progress)
                 found = measured["metrics_before"], measured["metrics_after"]
                 check_metrics(*found, len(self._survivors("test")), self.tolerance)
-        seconds = {"evaluate": time.perf_counter() - since} if evaluate else {}
+        seconds = {"evaluate": ticks() - since} if evaluate else {}
         verdict, drift = judge(self._evidence(update), self.drift, self.tolerance)
         return work.ranks.first(
             self._report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from torch._dynamo import OptimizedModule
 
 from lightning_ifru.assessment import Assessment, of_request, retrained
 from lightning_ifru.checkpoints import older_checkpoints, stand_for, warn_of
+from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import IncompleteError
 from lightning_ifru.influence import IFRU
@@ -177,7 +177,7 @@ class IFRUCallback(lightning.Callback):
             data: the data.
             report: on that unlearning.
         """
-        target, since = self._undone, time.perf_counter()
+        target, since = self._undone, ticks()
         assert target is not None  # or nothing was to be retrained
         self._undone = None
         removal = data.removal()
@@ -185,7 +185,7 @@ class IFRUCallback(lightning.Callback):
         clear_rows(module, data, removal)
         self._states.forget()
         train_anew(trainer, module, data)
-        seconds = report.seconds | {"retrain": time.perf_counter() - since}
+        seconds = report.seconds | {"retrain": ticks() - since}
         report = self._write(trainer, ranks_of(trainer), target, retrained(report), seconds)
         self._tell(report)
         return report
@@ -210,7 +210,7 @@ class IFRUCallback(lightning.Callback):
             transaction.check()
             phases.step(text)
 
-        ranks, laps = ranks_of(trainer), [time.perf_counter()]
+        ranks, laps = ranks_of(trainer), [ticks()]
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
             check_same(ranks, module, data, self.method)
@@ -226,10 +226,10 @@ class IFRUCallback(lightning.Callback):
                 phases.begin("estimating")
                 return ranks.first(assessment.preview())
             target.warn_of_later(self.ledger)
-            laps.append(time.perf_counter())
+            laps.append(ticks())
             phases.begin("solving", steps=sum(unlearning.most))
             update = unlearning.solve(step)
-            laps.append(time.perf_counter())
+            laps.append(ticks())
             phases.begin("evaluating" if self.evaluate else "applying")
             report = assessment.report(update, step, evaluate=self.evaluate)
             incomplete = report.verdict == ADVISED
@@ -240,7 +240,7 @@ class IFRUCallback(lightning.Callback):
                 )
             if not (incomplete and self.on_incomplete == "retrain"):
                 unlearning.commit(update)
-        laps.append(time.perf_counter())
+        laps.append(ticks())
         seconds = _seconds(laps, update.seconds, report.seconds)
         if incomplete and self.on_incomplete == "retrain":
             self._undone = target
@@ -257,7 +257,7 @@ class IFRUCallback(lightning.Callback):
         seconds: dict[str, float],
     ) -> UnlearningReport:
         """Enter what happened into the ledger, and write the checkpoint."""
-        since = time.perf_counter()
+        since = ticks()
         report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
         self.ledger = [*self.ledger, ranks.first(new_entry(report, self.method, self.ledger, target.before))]
         # Adam's moments are averages of the gradients of what was forgotten.
@@ -295,12 +295,12 @@ class IFRUCallback(lightning.Callback):
                 older = older_checkpoints(trainer, target.loaded)
                 report = replace(report, checkpoint=str(target.loaded), older_checkpoints=older)
         rank_zero_info("All of the request was forgotten before; nothing was changed, and nothing is written.")
-        return ranks.first(replace(report, seconds={"total": time.perf_counter() - since}))
+        return ranks.first(replace(report, seconds={"total": ticks() - since}))
 
 
 def _timed(report: UnlearningReport, seconds: dict[str, float], since: float) -> UnlearningReport:
     """The report with the time that the checkpoint has taken until now."""
-    seconds = seconds | {"checkpoint": time.perf_counter() - since}
+    seconds = seconds | {"checkpoint": ticks() - since}
     return replace(report, seconds=seconds | {"total": sum(seconds.values())})
 
 

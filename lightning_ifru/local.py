@@ -12,7 +12,6 @@ so that the sample of examples bends the step and never moves where it goes: not
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_ifru.clock import ticks
 from lightning_ifru.graph import LinearMap
 from lightning_ifru.hops import HOPS
 from lightning_ifru.influence import IFRU, Extent, Update
@@ -51,7 +51,7 @@ class LocalSolve:
     """
 
     def __init__(self, method: IFRU, warm: WarmState, departure: Departure) -> None:
-        clock = time.perf_counter()
+        clock = ticks()
         rows = min(method.max_rows, math.ceil(method.keep_ratio * warm.near.num_nodes))
         budget = Budget(rows, method.examples_per_row, method.hops)
         self._method, self._warm = method, warm
@@ -60,7 +60,7 @@ class LocalSolve:
             self._influence, self._direct = self._problem.influence()
             self._rows = self._problem.start
             self.system = self._described()
-        self.seconds = {"influence": time.perf_counter() - clock}
+        self.seconds = {"influence": ticks() - clock}
 
     def run(self, progress: Progress | None = None) -> Update:
         """Solve the system.
@@ -71,14 +71,14 @@ class LocalSolve:
         Raises:
             ObjectiveError: the objective is not finite, or without curvature.
         """
-        clock = time.perf_counter()
+        clock = ticks()
         problem, warm, b = self._problem, self._warm, self._influence
         size = norm(b)
         stationarity = warm.gradient_norm() / size if size else math.inf
         search = NewtonSearch(self._method, self.system, progress or (lambda _: None))
         with _few_threads(len(problem.nodes), self._method):
             theta, steps = search.run(-b.flatten(), stationarity) if size else (self.system.start, ())
-        seconds = {**self.seconds, "solve": time.perf_counter() - clock}
+        seconds = {**self.seconds, "solve": ticks() - clock}
         name, before = warm.model.name, warm.embeddings[0]
         self._rows = theta[name]
         return Update(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.influence import IFRU, Update
@@ -180,9 +180,9 @@ class Unlearning:
             ObjectiveError: they are not finite.
         """
         if self.path.model is not None:
-            since = time.perf_counter()
+            since = ticks()
             near = self.nearby
-            warmed = {"warm_up": max(0.0, time.perf_counter() - since - near.seconds["influence"])}
+            warmed = {"warm_up": max(0.0, ticks() - since - near.seconds["influence"])}
             update = near.run(progress)
             update = replace(update, seconds=warmed | update.seconds)
         else:

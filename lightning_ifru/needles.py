@@ -10,7 +10,6 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +24,8 @@ Found = Counter[int]
 
 #: Bytes by which the search goes, and thus the shortest form of an id that it can find.
 _KEY = 6
+#: Bytes between the two ids of a pair, at most, where no columns or keys tell that they are one.
+_NEAR = 256
 #: Bytes times forms that are sooner looked for one by one.
 _FEW = 1 << 16
 
@@ -148,7 +149,7 @@ class Needles:
         return found
 
     def in_bytes(self, data: bytes, *, text: bool) -> Found:
-        """Find ids that say something wherever they stand; pairs where both are in one line.
+        """Find ids that say something wherever they stand; pairs where both are in one line and near each other.
 
         Args:
             data: the bytes.
@@ -168,16 +169,17 @@ class Needles:
         if not hits:
             return found, 0
         ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
-        lines: dict[int, list[str]] = {}
-        for line, (_, form) in zip(np.searchsorted(ends, [place for place, _ in hits]).tolist(), hits, strict=True):
-            lines.setdefault(line, []).append(form)
+        lines = np.searchsorted(ends, [place for place, _ in hits]).tolist()
         first = None
-        for line, texts in lines.items():
-            here = self._anywhere(texts)
-            if self._pairs:
-                here.update(self._pairs[pair] for pair in product(texts, texts) if pair in self._pairs)
+        for number, (place, text_here) in enumerate(hits):
+            here = self._anywhere([text_here])
+            for other in range(number + 1, len(hits)) if self._pairs else ():
+                if hits[other][0] > place + _NEAR or lines[other] != lines[number]:
+                    break
+                both = text_here, hits[other][1]
+                here.update(self._pairs[pair] for pair in (both, both[::-1]) if pair in self._pairs)
             found.update(here)
-            first = line if here and first is None else first
+            first = lines[number] if here and first is None else first
         return found, first or 0
 
     def _anywhere(self, texts: Iterable[str]) -> Found:

@@ -145,6 +145,13 @@ def test_a_pair_is_found_where_both_are_and_not_where_one_is(name, tmp_path):
     assert scan(tmp_path, UnlearningRequest(interactions=others)).findings == []
 
 
+def test_two_ids_far_from_each_other_are_no_pair(tmp_path):
+    lists = {"users": [TELLING, *(f"person-{k}" for k in range(100, 150))], "items": ["film-007"]}
+    (tmp_path / "lists.json").write_text(json.dumps(lists))
+    (tmp_path / "two.log").write_text(f"{TELLING}\nfilm-007\n")
+    assert scan(tmp_path, UnlearningRequest(interactions=[(TELLING, "film-007")])).findings == []
+
+
 INNOCENT = {
     "metrics.csv": "epoch,step,val_loss\n42,7,0.42\n",
     "hparams.yaml": "embedding_dim: 42\nnum_users: 42\nlayers: [42, 42]\nuser: userId\n",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lost_rank import MOMENTS
 from two_ranks import DIFFERENT, SOLVED, built, data_for, trainer_in, unlearned
 
+from lightning_ifru.ledger_check import check_ledger
 from lightning_ifru.ranks import Ranks
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
@@ -108,6 +109,19 @@ def test_a_fit_in_two_processes_ends_with_one_unlearning(ranks):
     assert len(first["ledger"]) == 1
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
     assert first["left"] == second["left"] < len(data_for("bce").train)
+
+
+def test_two_processes_write_one_output_once_and_where_nobody_else_does(folder, ranks):
+    first, second = (found["output"] for found in ranks)
+    place = str(folder / "output" / "a.ckpt")
+    forgotten = first["said"][0][0]
+    assert forgotten > 0
+    assert first["said"][:2] == second["said"][:2] == [[forgotten, 0, place], [0, 1, place]]
+    assert first["said"][2].startswith("DataError: another unlearning writes into")
+    assert second["said"][2].startswith("RankError: rank 0 of 2 has failed, and so all end (DataError: another")
+    assert first["ledger"] == second["ledger"]
+    assert written_in(folder / "output") == [Path(place), folder / "output" / "ledger.jsonl"]
+    assert check_ledger(folder / "output").holds
 
 
 ERRORS = {

@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lightning
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import distributed
 
-from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, RankError, UnlearningRequest
+from lightning_ifru import IFRU, DataError, IFRUCallback, InteractionDataModule, RankError, UnlearningRequest
 from lightning_ifru.models import LightGCN, MatrixFactorization, NeuMF
 from lightning_ifru.objective import Objective
+from lightning_ifru.outputs import alone_in
 from lightning_ifru.ranks import Ranks
 
 USERS, ITEMS = 24, 16
@@ -192,6 +193,25 @@ def at_the_end_of_a_fit(folder):
     return {"weights": model.state_dict(), "ledger": callback.ledger, "left": len(data.train)}
 
 
+def into_an_output(folder):
+    """Unlearn into a file, twice, and while another process writes there; the second rank would write elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, found = distributed.get_rank(), {"said": []}
+    for held in (False, False, True):
+        trainer = trainer_in(folder, enable_checkpointing=False)
+        with alone_in(folder) if held and rank == 0 else nullcontext():
+            try:
+                arguments = {"request": request(), "ckpt_path": folder.parent / "mf-bce.ckpt"}
+                report = trainer.unlearn(data_for("bce"), model=built(), output=folder / "a.ckpt", **arguments)
+                found["said"].append([report.num_forgotten, report.already_absent, report.checkpoint])
+            except DataError as error:
+                found["said"].append(f"DataError: {error}")
+            except RankError as error:
+                found["said"].append(f"RankError: {error}")
+        found["ledger"] = found.get("ledger") or trainer.callbacks[0].ledger
+    return found
+
+
 def exchanges(device):
     """What the exchanges themselves give."""
     ranks = Ranks.world()
@@ -233,6 +253,7 @@ def main(folder, accelerator):
     if accelerator == "cpu":
         found |= failures(folder, rank)
         found["fit"] = at_the_end_of_a_fit(folder / "fit")
+        found["output"] = into_an_output(folder / "output")
     torch.save(found, folder / accelerator / f"{rank}.pt")
     distributed.destroy_process_group()
 

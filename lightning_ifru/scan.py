@@ -260,8 +260,9 @@ class _Look:
         """Look at a file as a checkpoint, and return whether it could be read as one."""
         try:
             one = look_at(path, read(path), self.needles, self.key)
-        except UnlearningError as error:
-            self._leave(path, f"{error}, but byte by byte")
+        except Exception as error:  # what is in it can be anything
+            said = str(error) if isinstance(error, UnlearningError) else f"no state of the data ({error!r})"
+            self._leave(path, f"{said[:300]}; searched byte by byte")
             return False
         self.checkpoints.append(one)
         for hit in one.hits:
@@ -277,8 +278,9 @@ class _Look:
             for older in [one for one in self.checkpoints if one.status == "remembers" and one.same_model(newer)]:
                 try:
                     names |= set(unchanged_rows(older, newer, self.needles))
-                except UnlearningError as error:
-                    self._leave(newer.path, f"rows not compared with those of {self._name(older.path)}: {error}")
+                except Exception as error:  # weights can be of any kind
+                    said = f"rows not compared with those of {self._name(older.path)} ({error!r})"
+                    self._leave(newer.path, said[:300])
             for name in sorted(names):
                 self._find(newer.path, f"rows of the erased in {name}, as before", "rows", Found())
 

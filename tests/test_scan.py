@@ -295,6 +295,24 @@ def test_a_checkpoint_with_more_than_values_is_listed_searched_and_never_run(fol
     ]
 
 
+STRANGE = {
+    "ids that are no list": lambda state: state.update(user_ids=3),
+    "ids of another kind": lambda state: state.update(item_ids=[[1], {2: 3}, None]),
+    "a record that is none": lambda state: state.update(forgotten_record={"k": {"pairs": 3}}),
+    "a number that is none": lambda state: state.update(num_forgotten="many"),
+    "another number of ids": lambda state: state.update(user_ids=["person-003"]),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_no_strange_state_stops_a_scan(folder, what):
+    edited(folder / "after.ckpt", lambda content: STRANGE[what](content["InteractionDataModule"]))
+    report = scan(folder, folder / "forget.csv")
+    assert report.checkpoints["before.ckpt"] == "remembers"
+    with pytest.raises(DataError, match="no checkpoint of the same model has forgotten what"):
+        to_purge(look(folder, folder / "forget.csv"))
+
+
 DAMAGE = [b"\0", b"\xff\xfe", b'"', b"[" * 3000, b"PK\3\4", b"\x80\2", b"9" * 30, b"&a [*a, *a]", b"\n", b","]
 
 

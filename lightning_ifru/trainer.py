@@ -103,8 +103,8 @@ def unlearn(
             if data.pending is None and asked is None:
                 data.removal()  # raises: nothing is staged
             if target is not None:
-                check_target(target, True, "output")
                 if trainer.is_global_zero:
+                    check_target(target, True, "output")
                     transaction.hold(target.parent)
                 wanted = [one for one in (data.pending, asked) if one is not None]
                 digest = functools.reduce(operator.or_, wanted).digest(digest_key())

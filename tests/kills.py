@@ -22,6 +22,7 @@ from pathlib import Path
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from two_ranks import QUIET, built, data_for
 
 from lightning_ifru import IFRU, IFRUCallback, UnlearningRequest
@@ -64,6 +65,14 @@ def prepare(folder):
 
 def again(folder):
     unlearn(folder, "u7", FIRST, SECOND)
+
+
+def fit(folder):
+    """A fit that forgets when it ends, into a folder of which nothing was known before."""
+    keeper = ModelCheckpoint(dirpath=folder, filename="fit")
+    callbacks = [IFRUCallback(METHOD, request=UnlearningRequest(users=["u7"]), evaluate=False), keeper]
+    job = lightning.Trainer(devices=1, callbacks=callbacks, **QUIET)
+    job.fit(built(), datamodule=data_for("bce"))
 
 
 def forked(folder, job, *arguments):
@@ -139,15 +148,15 @@ def _kind(path):
     return "temporary file" if path.startswith(tempfile.gettempdir()) else "folder"
 
 
-def counted(folder):
+def counted(folder, job=again):
     """Run undisturbed and write down every moment."""
     moments = []
     watch(folder, moments.append)
-    again(folder)
+    job(folder)
     Path(folder, "moments").write_text(json.dumps(moments))
 
 
-def at(folder, number, pipe=None):
+def at(folder, number, pipe=None, job=again):
     """Be killed at a moment, or tell of it and go on, to be killed a little later."""
     left = [number]
 
@@ -160,7 +169,7 @@ def at(folder, number, pipe=None):
 
     posix_write = os.write
     watch(folder, moment)
-    again(folder)
+    job(folder)
 
 
 class Scene:
@@ -219,6 +228,29 @@ class Scene:
         self.check(folder)
         left = {path.name for path in folder.iterdir()}
         assert left == {ORIGINAL, FIRST, SECOND, LEDGER, LOCK}, left
+
+
+def at_fit_end(folder, count, seed):
+    """Kill ``count`` fits while they write what they have forgotten; return how many were found in which state."""
+    folder.mkdir()
+    assert not ended(forked(folder, counted, fit))
+    moments = json.loads((folder / "moments").read_text())
+    whole = torch.load(folder / "unlearned-1.ckpt", weights_only=True)["state_dict"]
+    found = {"old": 0, "new": 0}
+    # A fit writes its own checkpoint first, which no one has said anything of.
+    last = range(moments.index("fcntl.flock lock"), len(moments))
+    for moment in np.random.default_rng(seed).choice(last, count, replace=False):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert ended(forked(folder, at, int(moment), None, fit))
+        assert torch.load(folder / "fit.ckpt", weights_only=True)["InteractionDataModule"]["num_forgotten"] == 0
+        new = (folder / "unlearned-1.ckpt").exists()
+        found["new" if new else "old"] += 1
+        assert new or not (folder / LEDGER).exists()
+        if new:
+            assert same(torch.load(folder / "unlearned-1.ckpt", weights_only=True)["state_dict"], whole)
+            assert check_ledger(folder).holds
+    return found
 
 
 def result(folder, name=SECOND):

@@ -19,3 +19,10 @@ def test_a_killed_process_leaves_the_old_state_or_the_new_and_the_request_can_be
     assert sum(found["killed at any time, found"].values()) == count // 2
     assert min(found["killed while writing, found"].values()) > 0  # the old state and the new one
     assert found["moments of writing"] > 20
+
+
+def test_a_fit_that_is_killed_while_it_forgets_leaves_its_checkpoint_and_another_or_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = kills.at_fit_end(tmp_path / "fit", 8, seed=0)
+    assert sum(found.values()) == 8
+    assert min(found.values()) > 0

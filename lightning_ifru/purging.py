@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_ifru.errors import DataError
-from lightning_ifru.outputs import alone_in
+from lightning_ifru.outputs import alone_in, sync_folder
 from lightning_ifru.scan import Scan, ScanReport
 from lightning_ifru.scan_checkpoints import Checkpoint
 
@@ -21,7 +21,8 @@ def to_purge(scan: Scan) -> list[Path]:
         scan: what was found.
 
     Raises:
-        DataError: of one of them no other has forgotten what it remembers, so that with it the model would go.
+        DataError: of one of them no other has forgotten what it remembers, so that with it the model would go; or a
+            link leads to one of them.
     """
     faulty = {one.file for one in scan.report.findings}
     remembering = [one for one in scan.checkpoints if one.hits]
@@ -33,6 +34,12 @@ def to_purge(scan: Scan) -> list[Path]:
             f"no checkpoint of the same model has forgotten what {scan.name(alone[0])}{more} remembers, so that the "
             "model itself would go; unlearn first, or give the path of a folder that has both."
         )
+    for one in remembering:
+        if one.path in scan.links:
+            raise DataError(
+                f"the link {scan.name(scan.links[one.path])} leads to {scan.name(one.path)}, which remembers; let it "
+                "lead to one that has forgotten, and ask again."
+            )
     return [one.path for one in remembering]
 
 
@@ -59,6 +66,8 @@ def purge(scan: Scan, paths: Sequence[Path]) -> ScanReport:
                 path.unlink()
             except OSError as error:
                 raise DataError(f"{path} could not be deleted ({error.strerror}); delete it by hand.") from error
+        for folder in {path.parent for path in paths}:
+            sync_folder(folder)
     gone = [scan.name(path) for path in paths]
     return replace(
         scan.report,

@@ -102,7 +102,8 @@ class ScanReport:
             yield _table("Deleted", ("file",), [(path,) for path in self.purged])
         if self.unseen:
             yield _table("Not looked into, or not in full", ("file", "why"), [(o.file, o.reason) for o in self.unseen])
-        what = f"{len(self.findings)} findings" if self.findings else "Nothing of the request was found"
+        number = len(self.findings)
+        what = f"{number} finding{'s' * (number > 1)}" if number else "Nothing of the request was found"
         yield Text(f"{what} in {self.num_files:,} files, {self.num_bytes:,} bytes.")
         if self.num_quiet:
             yield Text(
@@ -127,12 +128,21 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 @dataclass(frozen=True)
 class Scan:
-    """A report with what a purge needs to know: the checkpoints, and the files as they were when they were read."""
+    """A report with what a purge needs to know.
+
+    Attributes:
+        report: what was found.
+        base: the folder that names of files in the report are relative to.
+        checkpoints: those that could be read.
+        seen: the files, as they were when they were read.
+        links: by what they lead to, links in the folder.
+    """
 
     report: ScanReport
     base: Path
     checkpoints: list[Checkpoint]
     seen: dict[Path, os.stat_result]
+    links: dict[Path, Path]
 
     def name(self, path: Path) -> str:
         """Return what a file is called in the report."""
@@ -192,6 +202,7 @@ class _Look:
         self.unseen: list[Unseen] = []
         self.checkpoints: list[Checkpoint] = []
         self.seen: dict[Path, os.stat_result] = {}
+        self.links: dict[Path, Path] = {}
 
     def over(self, own: Path | None) -> Scan:
         with warnings.catch_warnings():
@@ -209,7 +220,7 @@ class _Look:
             num_files=len(self.seen),
             num_bytes=sum(state.st_size for state in self.seen.values()),
         )
-        return Scan(report, self.base, self.checkpoints, self.seen)
+        return Scan(report, self.base, self.checkpoints, self.seen, self.links)
 
     def _look(self, own: Path | None) -> None:
         for path, state in self._files(self.root):
@@ -227,6 +238,7 @@ class _Look:
             try:
                 state = path.lstat()
                 if stat.S_ISLNK(state.st_mode):
+                    self.links[path.resolve()] = path
                     if not path.resolve().is_relative_to(self.base):
                         self._leave(path, "a link out of the folder, not followed")
                 elif stat.S_ISDIR(state.st_mode):

@@ -402,6 +402,12 @@ def test_a_purge_is_refused_where_the_model_would_go(folder, why):
         to_purge(look(folder, folder / "forget.csv"))
 
 
+def test_what_a_link_leads_to_is_not_purged(folder):
+    (folder / "current").symlink_to("before.ckpt")
+    with pytest.raises(DataError, match="the link current leads to before.ckpt, which remembers"):
+        to_purge(look(folder, folder / "forget.csv"))
+
+
 def appended(folder):
     with (folder / "before.ckpt").open("ab") as file:
         file.write(b"more")

@@ -18,6 +18,8 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from lightning_ifru import IFRUCallback, InteractionDataModule, RequestError, UnlearningError
+from lightning_ifru.bounded import printable
+from lightning_ifru.loading import read_checkpoint
 from lightning_ifru.models import LightGCN
 
 RATINGS = Path(__file__).parent / "data" / "ml-latest-small" / "ratings.csv.gz"
@@ -54,12 +56,12 @@ def main(
             train_first(InteractionDataModule(data, user=user, item=item), checkpoints, requests / "done", epochs)
         files = sorted(path for path in requests.iterdir() if path.is_file() and not path.name.startswith("."))
         interactions = InteractionDataModule(data, user=user, item=item)
-        model, job = LightGCN.load_from_checkpoint(newest(checkpoints)), trainer()
+        model, job = LightGCN(**read_checkpoint(newest(checkpoints))["hyper_parameters"]), trainer()
         for file in files:
             try:
-                say(apply(file, job, model, interactions, checkpoints))
+                say(printable(apply(file, job, model, interactions, checkpoints)))
             except RequestError as error:
-                complain(f"{file.name} is left where it is: {error}")
+                complain(printable(f"{file.name} is left where it is: {error}"))
                 left += 1
         say(f"{len(files) - left} requests applied, {left} left; the last checkpoint is {newest(checkpoints)}.")
     except UnlearningError as error:

@@ -185,9 +185,17 @@ def reason(error: BaseException) -> str:
         >>> reason(ValueError("no such\x1b[31m thing\nat all")), reason(KeyError())
         ('no such [31m thing', 'KeyError')
     """
-    line = str(error).strip().partition("\n")[0]
-    said = "".join(character if character.isprintable() else " " for character in line[:200]).strip()
-    return said or type(error).__name__
+    return printable(str(error).strip().partition("\n")[0][:200]).strip() or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""Return a text with a blank for each character that moves, colours or commands a terminal.
+
+    Example:
+        >>> printable("a\x1b[31mb\nc")
+        'a [31mb c'
+    """
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 _ESCAPED, _STRING, _BRACKET = re.compile(r"\\.", re.DOTALL), re.compile(r'"[^"]*"'), re.compile(r"[\[\]{}]")

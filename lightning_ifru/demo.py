@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +20,14 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from lightning_ifru.bounded import printable
 from lightning_ifru.callback import IFRUCallback
+from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
 from lightning_ifru.figures import AFTER, BEFORE
@@ -35,7 +37,7 @@ from lightning_ifru.metrics import pair_scores
 from lightning_ifru.models import LightGCN, MatrixFactorization
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
-from lightning_ifru.sources import read_source
+from lightning_ifru.sources import read_source, read_text_table
 from lightning_ifru.trainer import unlearn
 
 #: MovieLens ratings as they lie in a checkout of the repository.
@@ -106,9 +108,9 @@ def demo(
             enable_model_summary=False,
             default_root_dir=output_dir,
         )
-        clock = time.perf_counter()
+        clock = ticks()
         trainer.fit(recommender, datamodule=story.data)
-        training = time.perf_counter() - clock
+        training = ticks() - clock
         console.print(f"Trained {epochs} epochs in {training:.1f} s. Now forgetting ...")
         before = _Look.at(recommender, story)
         report = unlearn(trainer, story.data, request=story.request)
@@ -121,7 +123,8 @@ def demo(
     _conclude(console, report, before, after, story, titles, training)
     (output_dir / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     _figure(report, before, after).savefig(output_dir / "figure.png", dpi=150)
-    console.print(f"Written to {output_dir}: report.json, figure.png, demo.log, metrics.csv, unlearned.ckpt")
+    files = "report.json, figure.png, demo.log, metrics.csv, unlearned.ckpt"
+    console.print(f"Written to {output_dir}: {files}", markup=False)
     console.save_text(str(output_dir / "demo.log"))
     return report
 
@@ -241,9 +244,9 @@ def _titles(source: Path, item: str) -> dict[str, str]:
     for name in ("movies.csv", "movies.csv.gz"):
         path = source.parent / name
         if path.exists():
-            movies = pd.read_csv(path, dtype=str)
+            movies = read_text_table(path)
             if {item, "title"} <= set(movies):
-                return dict(zip(movies[item], movies["title"], strict=True))
+                return dict(zip(movies[item], map(printable, movies["title"]), strict=True))
     return {}
 
 
@@ -259,9 +262,10 @@ def _introduce(console: Console, story: Story, source: Path, titles: dict[str, s
     console.rule("lightning-ifru: a recommender that forgets")
     console.print(
         f"{source.name}: {len(data.table):,} ratings of {data.num_items:,} items by {data.num_users:,} users.\n"
-        f"To be forgotten: user {story.heavy_user} with {story.heavy_ratings:,} ratings, the film "
+        f"To be forgotten: user {printable(str(story.heavy_user))} with {story.heavy_ratings:,} ratings, the film "
         f"{titles.get(str(story.film), story.film)!r}, and {len(story.request.interactions):,} ratings (1%) "
-        "that were turned around on purpose before training.\n"
+        "that were turned around on purpose before training.\n",
+        markup=False,  # titles and ids are text, whatever brackets they have
     )
 
 
@@ -293,13 +297,14 @@ def _conclude(
 
     shown = max(len(before.top), len(after.top))
     top = f"Top {'ten' if shown == 10 else shown}"
-    films = Table(title=f"{top} for user {story.neighbour}, whose taste is nearest to that of the one who left")
+    whose = escape(printable(str(story.neighbour)))
+    films = Table(title=f"{top} for user {whose}, whose taste is nearest to that of the one who left")
     films.add_column("", width=2)
     for heading in ("before", "after"):
         films.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=(console.width - 12) // 2)
     for place, (old, new) in enumerate(zip_longest(before.top, after.top, fillvalue=""), start=1):
         cells = [
-            Text(titles.get(str(one), str(one)), style="" if one in others else style)
+            Text(titles.get(str(one), printable(str(one))), style="" if one in others else style)
             for one, others, style in ((old, after.top, "red"), (new, before.top, "green"))
         ]
         films.add_row(str(place), *cells)

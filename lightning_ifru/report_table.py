@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from lightning_ifru.report import UnlearningReport
@@ -85,19 +86,19 @@ def tables(report: UnlearningReport) -> Iterator[Table]:
     table.add_column(style="bold")
     table.add_column(justify="right")
     for row in summary(report):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # whatever has brackets is no markup
     yield table
     if report.verdict_reasons:
         table = Table(title=f"Verdict: {report.verdict}", show_header=False)
         for reason in report.verdict_reasons:
-            table.add_row(reason)
+            table.add_row(Text(reason))
         yield table
     if report.metrics_before:
         table = Table(title="Surviving test pairs")
         for heading in METRIC_HEADINGS:
             table.add_column(heading, justify="right" if heading else "left")
         for numbers in metrics(report):
-            table.add_row(*numbers)
+            table.add_row(*map(Text, numbers))
         yield table
 
 

@@ -31,6 +31,7 @@ import yaml
 
 from lightning_ifru import InteractionDataModule, UnlearningError, UnlearningRequest, audit_command
 from lightning_ifru.cli import main
+from lightning_ifru.keys import throwaway_key
 
 #: What is put into files at random places.
 TOKENS = [
@@ -460,7 +461,7 @@ def run(count, seed=0):
     since, slowest = time.perf_counter(), (0.0, "")
     logging.disable(logging.WARNING)
     parser = patch.object(audit_command, "_parser", functools.cache(audit_command._parser))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), parser:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), parser, throwaway_key():
         warnings.simplefilter("ignore")
         fuzz = Fuzz(Path(folder), seed)
         files = list(nasties())

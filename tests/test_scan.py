@@ -404,7 +404,7 @@ def test_a_purge_is_refused_where_the_model_would_go(folder, why):
 
 def test_what_a_link_leads_to_is_not_purged(folder):
     (folder / "current").symlink_to("before.ckpt")
-    with pytest.raises(DataError, match="the link current leads to before.ckpt, which remembers"):
+    with pytest.raises(DataError, match=r"the link current leads to before\.ckpt, which remembers"):
         to_purge(look(folder, folder / "forget.csv"))
 
 

@@ -253,8 +253,9 @@ def train_and_forget(folder, planted):
     (folder / "seen.pkl").write_bytes(np.array(planted.source["time"]).tobytes())
     seen.remember()
 
-    for path in folder.rglob("hparams.yaml"):
-        path.unlink()  # the loggers will write it again
+    # The loggers will write them again; older versions of Lightning have them do so before the run begins.
+    for path in folder.rglob("hparams.yaml") if hasattr(trainer, "enable_autolog_hparams") else ():
+        path.unlink()
     report = trainer.unlearn(data, request=folder / "forget.json")
     assert report.num_forgotten == len(planted.rating)
     assert report.checkpoint is not None

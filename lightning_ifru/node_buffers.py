@@ -121,27 +121,27 @@ def check_buffers(module: IFRUMixin, data: InteractionDataModule, removal: Remov
             these is to be forgotten.
     """
     node_buffers(module, module.node_buffers, data.num_users, data.num_items)
-    nodes = data.num_users + data.num_items
-    table = data.table
-    every, gone = (
-        torch.cat(
-            [table.user[rows] * nodes + places for places in (table.item[rows], table.item[rows] + data.num_users)]
-        )
-        for rows in (table.alive, removal.rows)
-    )
     for name, buffer in module.named_buffers():
         if buffer.layout != torch.strided:
             buffer = buffer.to_sparse_coo().coalesce().indices()
         if buffer.dtype not in (torch.int32, torch.int64) or buffer.dim() != 2 or len(buffer) != 2:
             continue
+        nodes = data.num_users + data.num_items
         first, second = buffer.cpu().to(torch.int64)
         codes = torch.stack([first * nodes + second, second * nodes + first])
         # Of two rows of other numbers some are pairs too, by chance.
+        gone, every = _pairs(data, removal.rows), _pairs(data, data.table.alive)
         if bool(torch.isin(codes, gone).any()) and torch.isin(codes, every).any(0).float().mean() >= 3 / 4:
             raise ObjectiveError(
                 f"the buffer '{name}' of {type(module).__name__} is a graph of its own with what is to be forgotten in "
                 "it; leave it out, and use the graph that encode is given, or self.edge_index."
             )
+
+
+def _pairs(data: InteractionDataModule, rows: Tensor) -> Tensor:
+    """A number for each pair of a user and an item, and of a user and an item's node, in some rows of the table."""
+    user, item = data.table.user[rows] * (data.num_users + data.num_items), data.table.item[rows]
+    return torch.cat([user + item, user + item + data.num_users])
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -152,10 +152,17 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _cleared(value: Any, rows: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        value = value.detach().clone()
-        value[rows.to(value.device)] = 0
-    else:
+    if not isinstance(value, Tensor):
         value = value.copy()
         value[rows.numpy()] = 0
+        return value
+    rows = rows.to(value.device)
+    if value.layout != torch.strided:
+        entries = value.detach().to_sparse_coo().coalesce()
+        kept = ~torch.isin(entries.indices()[0], rows)
+        parts = entries.indices()[:, kept], entries.values()[kept]
+        cleared = torch.sparse_coo_tensor(*parts, value.shape, is_coalesced=True)
+        return cleared if value.layout == torch.sparse_coo else cleared.to_sparse(layout=value.layout)
+    value = value.detach().clone()
+    value[rows] = 0
     return value

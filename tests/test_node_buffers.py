@@ -117,6 +117,21 @@ def test_rows_of_the_erased_are_zero_and_nobody_elses_answers_move(featured, tra
     assert not torch.allclose(cleared[~there], full[~there])
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_features_and_arrays_are_cleared_too(layout, featured, trained, make_data):
+    model, features, _ = featured
+    model.register_buffer("words", features.to_sparse(layout=layout))
+    model.hparams["array"] = features.numpy()
+    trainer, model, data = trained(data=make_data(), model=model, max_epochs=2)
+    trainer.unlearn(data, request=UnlearningRequest(users=["person-003"]))
+    assert model.words.layout == layout
+    assert len(model.words.to_sparse_coo().coalesce().values()) == 3 * (USERS - 1)  # and not zeros in their place
+    assert torch.equal(model.words.to_dense(), model.features)
+    assert np.array_equal(model.hparams["array"], model.features.numpy())
+    assert int((model.features == 0).all(1).sum()) == 1
+    assert features.all()
+
+
 def test_a_failure_afterwards_puts_the_rows_back(featured, trained, make_data, snapshot, monkeypatch):
     trainer, model, data = trained(data=make_data(), model=featured[0])
     hyper = {name: dict(getattr(model, name)) for name in ("_hparams", "_hparams_initial")}

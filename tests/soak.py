@@ -97,6 +97,13 @@ def objects():
     return Counter(type(one).__qualname__ for one in gc.get_objects())
 
 
+def tensor_bytes():
+    """Return the bytes of all tensors, each of those that share their first element once."""
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.layout == torch.strided]
+    return sum({one.data_ptr(): one.nbytes for one in sorted(tensors, key=lambda one: one.nbytes)}.values())
+
+
 @contextlib.contextmanager
 def soaking(way, count, seed):
     """Yield a soak in a folder of its own, without Lightning's advice."""

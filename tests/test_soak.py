@@ -1,7 +1,5 @@
 """One request after another in one process: what stays of each is its line in the ledger, and nothing else."""
 
-import gc
-import tracemalloc
 from collections import Counter
 
 import pytest
@@ -11,24 +9,20 @@ import soak
 @pytest.mark.parametrize("way", ["full, with checkpoints", "local"])
 def test_a_request_leaves_its_entry_in_the_ledger_and_nothing_else(way):
     with soak.soaking(way, 30, 0) as soaked:
-        for _ in range(9):
+        for _ in range(10):
             soaked.forget()
-        tracemalloc.start()
-        try:
+        soak.objects()  # counting fills caches of its own
+        before, held = soak.objects(), soak.tensor_bytes()
+        for _ in range(20):
             soaked.forget()
-            before, (held, _) = soak.objects(), tracemalloc.get_traced_memory()
-            for _ in range(20):
-                soaked.forget()
-            after, (more, _) = soak.objects(), tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        grown = Counter({kind: count for kind, count in (after - before).items() if count >= 20})
-        # An entry is a dict with the reasons for its verdict, a list; counted are what the garbage collector follows.
-        assert set(grown) <= {"dict", "list"}, grown
+        after, more = soak.objects(), soak.tensor_bytes()
+        grown = Counter({kind: count for kind, count in (after - before).items() if count >= 10})
+        # An entry is a dict with the reasons for its verdict, a list; counted is what the garbage collector follows.
+        assert set(grown) == {"dict", "list"}, grown
         assert max(grown.values()) <= 25, grown
         assert soaked.entries == 30
-        assert (more - held) / 20 < 25_000  # bytes of an entry, and of the digests of what it has forgotten
-        assert not [one for one in gc.get_objects() if type(one).__name__ in ("Unlearning", "Transaction", "Problem")]
+        assert held > 100_000
+        assert more <= held
 
 
 @pytest.mark.slow

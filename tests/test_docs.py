@@ -260,3 +260,22 @@ def test_what_latex2mathml_breaks_is_no_equation(equations):
 def test_an_unknown_command_is_no_equation(equations):
     with pytest.raises(ValueError, match=r"\\nonsense"):
         equations["mathml"](r"a \nonsense b")
+
+
+def named_tests(document):
+    """Return the tests that a document names, each with its file; of ``::test_it`` the file is the last one named."""
+    found, file = [], None
+    for name, test in re.findall(r"`(?:tests/(\w+\.py))?(?:::(\w+))?`", document):
+        file = name or file
+        if name or test:
+            found.append((file, test or None))
+    return found
+
+
+@pytest.mark.parametrize("document", ["docs/guarantees.md", "SECURITY.md"])
+def test_every_promise_names_tests_that_there_are(document):
+    named = named_tests((ROOT / document).read_text(encoding="utf-8"))
+    assert len(named) > 15
+    for file, test in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert test is None or f"\ndef {test}(" in text, (file, test)

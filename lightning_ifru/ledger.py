@@ -101,7 +101,7 @@ def _is_plain(entry: Mapping[str, Any]) -> bool:
 
 
 def is_result(checkpoint: Path, digest: str, loaded: Path, method: IFRU | None = None) -> bool:
-    """Return whether a checkpoint file is what a request has made of another one, and so need not be made again.
+    """Return whether a checkpoint file is what a request has made of another one or itself: it need not be made again.
 
     Args:
         checkpoint: the file.
@@ -114,7 +114,7 @@ def is_result(checkpoint: Path, digest: str, loaded: Path, method: IFRU | None =
         return False
     if method is not None and entries[-1].get("method") != finite(asdict(method)):
         return False
-    return entries[-1].get("checkpoint_before") == sha256_of(loaded)
+    return checkpoint.samefile(loaded) or entries[-1].get("checkpoint_before") == sha256_of(loaded)
 
 
 class Ledger:

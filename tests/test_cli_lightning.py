@@ -278,6 +278,9 @@ def test_the_very_same_command_again_leaves_what_it_has_written_and_says_so(fold
     assert (code, files(folder)) == (0, before)
     assert "nothing was changed" in out
 
+    assert answer(*WRITE, "--ckpt_path", "unlearned.ckpt")["already_absent"] == len(GONE)  # as where a link led there
+    assert files(folder) == before
+
     (folder / LEDGER).unlink()  # as after a process that was killed when it had written the checkpoint
     (folder / "report.json").unlink()
     answer(*WRITE, "--report", "report.json", "--figure", "figure.svg")
@@ -290,10 +293,11 @@ def test_the_very_same_command_again_leaves_what_it_has_written_and_says_so(fold
 def test_an_output_of_another_command_is_in_the_way(folder, monkeypatch, other):
     answer(*WRITE)
     (folder / "other.csv").write_text("user\nperson-003\n")
+    torch.save(torch.load("best.ckpt", weights_only=True) | {"epoch": 7}, "other.ckpt")
     before = files(folder)
     again = {
         "request": [*WRITE, "--request", "other.csv"],
-        "checkpoint": [*WRITE, "--ckpt_path", "unlearned.ckpt"],
+        "checkpoint": [*WRITE, "--ckpt_path", "other.ckpt"],
         "method": [*WRITE, "--ifru.method.max_steps", "1"],
         "key": WRITE,
     }[other]

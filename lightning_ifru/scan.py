@@ -254,6 +254,9 @@ class _Look:
                 self._leave(path, f"not read ({getattr(error, 'strerror', None) or error})")
 
     def _file(self, path: Path) -> None:
+        named = self.needles.in_bytes(os.fsencode(path.name), text=True)
+        if named:
+            self._find(path, "its name", "text", named)
         try:
             with path.open("rb") as file:
                 if looks_like_one(path, file.read(4)) and self._checkpoint(path):

@@ -147,6 +147,13 @@ def test_a_pair_is_found_where_both_are_and_not_where_one_is(name, tmp_path):
     assert scan(tmp_path, UnlearningRequest(interactions=others)).findings == []
 
 
+def test_a_name_of_a_file_can_tell_too(tmp_path):
+    (tmp_path / f"forget-{TELLING}.txt").write_text("")
+    (tmp_path / "42.txt").write_text("")
+    report = scan(tmp_path, UnlearningRequest(users=[TELLING, 42]))
+    assert [(one.where, one.entries) for one in report.findings] == [("its name", ["user (entry 1)"])]
+
+
 def test_two_ids_far_from_each_other_are_no_pair(tmp_path):
     lists = {"users": [TELLING, *(f"person-{k}" for k in range(100, 150))], "items": ["film-007"]}
     (tmp_path / "lists.json").write_text(json.dumps(lists))

@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError
 from lightning_ifru.ledger import LEDGER, Entry, Ledger, entries_in
 from lightning_ifru.outputs import alone_in, sha256_of
@@ -44,7 +45,8 @@ class LedgerCheck:
         verdict = "every line follows from the one before" if self.holds else "it does not hold"
         states = ", ".join(f"{name} {state}" for name, state in self.checkpoints.items())
         lines = [f"{self.ledger}: {requests}{restored}; {verdict}.", *(f"  - {fault}" for fault in self.faults)]
-        return "\n".join([*lines, f"Checkpoints: {states}."] if states else lines)
+        lines += [f"Checkpoints: {states}."] if states else []
+        return "\n".join(map(printable, lines))  # names are whatever the file says
 
 
 def check_ledger(path: Path) -> LedgerCheck:

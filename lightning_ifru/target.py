@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_ifru.bounded import printable
 from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
 from lightning_ifru.errors import RankError
 from lightning_ifru.ledger import LEDGER, Entry, Ledger
@@ -144,7 +145,7 @@ class Target:
             return  # which is said when a line is to be added
         if later:
             names = [line["checkpoint"] for line in later if line["checkpoint"] is not None]
-            newest = f"start from its newest, {names[-1]}" if names else "start from its newest checkpoint"
+            newest = f"start from its newest, {printable(names[-1])}" if names else "start from its newest checkpoint"
             rank_zero_warn(
                 f"{path} says that this model has forgotten {len(later)} requests more, of which the checkpoint "
                 f"that is unlearned knows nothing, and neither will the new one; {newest}."

@@ -180,6 +180,14 @@ def test_what_was_changed_is_found(folder, what, capsys):
     assert sentence in capsys.readouterr().out
 
 
+def test_a_name_does_not_command_a_terminal(folder, capsys):
+    changed(folder, 2, checkpoint="\x1b[2J.ckpt")
+    assert main(["audit", "--ledger", str(folder)]) == 0  # the last line has none after it, and the file is gone
+    said = capsys.readouterr().out
+    assert "[2J.ckpt gone" in said
+    assert "\x1b" not in said
+
+
 def test_an_entry_of_a_checkpoint_that_is_none_is_no_entry(folder):
     content = torch.load(folder / "3.ckpt", weights_only=True)
     content["callbacks"]["IFRUCallback"]["ledger"][0]["id"] = ["a"]

@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.keys import digest_key
 from lightning_ifru.needles import Found, Needles
@@ -122,7 +123,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # names of files are no markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # names of files are neither markup nor commands
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lightning_ifru.bounded import printable
 from lightning_ifru.command_parser import CommandParser, add_flag
 from lightning_ifru.errors import DataError
 from lightning_ifru.purging import purge, to_purge
@@ -58,7 +59,7 @@ def _purged(found: Scan, given: Path, *, confirmed: bool) -> ScanReport:
         if not sys.stdin.isatty():
             raise DataError("got --purge and nobody to ask; run it in a terminal, or add --yes.")
         word = f"delete {len(paths)}"
-        sys.stderr.write("".join(f"{path}\n" for path in paths))
+        sys.stderr.write("".join(f"{printable(str(path))}\n" for path in paths))
         sys.stderr.write(f"These remember. Type '{word}' to delete them, anything else to leave them: ")
         sys.stderr.flush()
         if sys.stdin.readline().strip() != word:

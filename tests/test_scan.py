@@ -154,6 +154,20 @@ def test_a_name_of_a_file_can_tell_too(tmp_path):
     assert [(one.where, one.entries) for one in report.findings] == [("its name", ["user (entry 1)"])]
 
 
+@pytest.mark.parametrize("name", [b"a\xff\xfe.csv", b"\x1b[31m[bold]a.csv", "\u202ea.csv".encode()])
+def test_strange_names_of_files_are_shown_as_text(tmp_path, capsys, name):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_text("user\n42\n")
+    (tmp_path / "forget.csv").write_text("user\n42\n")
+    assert main(["scan", str(folder), "--request", str(tmp_path / "forget.csv")]) == 3
+    shown = capsys.readouterr().out
+    assert "\x1b[31m" not in shown
+    assert "\u202e" not in shown
+    shown.encode()
+    assert ("[bold]" in shown) == (b"[bold]" in name)
+
+
 def test_two_ids_far_from_each_other_are_no_pair(tmp_path):
     lists = {"users": [TELLING, *(f"person-{k}" for k in range(100, 150))], "items": ["film-007"]}
     (tmp_path / "lists.json").write_text(json.dumps(lists))

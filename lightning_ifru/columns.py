@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ def ids(column: pd.Series[Any]) -> Checked:
 
 def numbers(column: pd.Series[Any]) -> Checked:
     """Return the numbers, of text too; what is none that a float32 can hold is bad."""
-    found = pd.to_numeric(column, errors="coerce")
+    found = _read(column)
     values = found.to_numpy(dtype=np.float64, na_value=np.nan)
     bad = column.isna().to_numpy() | ~(np.abs(values) <= np.finfo(np.float32).max)
     if found.dtype.kind in "iu" and not bad.any():  # nanoseconds since 1970 are no float64
@@ -55,7 +56,7 @@ def times(column: pd.Series[Any]) -> Checked:
         (True, [False, False, True], 'values that are not ISO 8601 times as the others are')
     """
     dated = pd.api.types.is_datetime64_any_dtype(column)
-    numeric = np.zeros(len(column), dtype=bool) if dated else pd.to_numeric(column, errors="coerce").notna().to_numpy()
+    numeric = np.zeros(len(column), dtype=bool) if dated else _read(column).notna().to_numpy()
     if numeric.all():
         return numbers(column)
     # Numbers would be taken for nanoseconds since 1970.
@@ -66,6 +67,21 @@ def times(column: pd.Series[Any]) -> Checked:
         return Checked(pd.Series(since), unread, "values that are not ISO 8601 times as the others are")
     found, bad, what = numbers(column)
     return Checked(found, bad, what if unread.all() else f"{what} as the others are")
+
+
+def _read(column: pd.Series[Any]) -> pd.Series[Any]:
+    """The numbers of a column, of text too, and no number for what is none."""
+    if not pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_datetime64_any_dtype(column):
+        # By an exponent of ten digits pandas (2.3) looks beyond the end of its table of powers, and the process ends.
+        joined = "\n".join(value for value in column if isinstance(value, str))
+        if _LONG_EXPONENT.search(joined):
+            column = column.map(
+                lambda value: None if isinstance(value, str) and _LONG_EXPONENT.search(value) else value
+            )
+    return pd.to_numeric(column, errors="coerce")
+
+
+_LONG_EXPONENT = re.compile(r"[eE][-+]?\d{5}")
 
 
 def given_splits(column: pd.Series[Any]) -> Checked:

@@ -251,6 +251,7 @@ def nasties():
         "big-rating.csv": b"user,item,r\n1,2,1e400\n",
         "digits-rating.csv": b"user,item,r\n1,2," + b"9" * 400 + b"\n3,4,1\n",
         "many-digits-rating.csv": b"user,item,r\n1,2," + b"9" * 5000 + b"\n3,4,1\n",
+        "long-exponent.csv": b"user,item,r\n1,2,0e6901646933\n3,4,1\n",
         "minus-zero.csv": b"user,item,r\n1,2,-0\n2,1,5\n",
         "hex-rating.csv": b"user,item,r\n1,2,0x10\n",
         "complex-rating.csv": b"user,item,r\n1,2,1+2j\n",

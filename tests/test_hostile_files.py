@@ -187,6 +187,16 @@ def test_ids_in_data_are_held_to_what_requests_can_name(flaw):
         _ = InteractionDataModule({"user": [1, 2, 3], "item": ["a", flaw, "b"]}).num_users
 
 
+@pytest.mark.parametrize("column", ["r", "t"])
+@pytest.mark.parametrize("number", ["0e6901646933", "1e-2147483649", "9" * 50 + "E+99999999999", "7e00001"])
+def test_an_exponent_that_would_end_the_process_is_no_number(tmp_path, column, number):
+    """Pandas 2.3 looks beyond the end of its table of powers for it, and the process dies of a segmentation fault."""
+    path = written(tmp_path, "a.csv", f"user,item,r,t\n1,2,3,4\n2,3,4,5\n3,4,{number},{number}\n".encode())
+    columns = {"rating": "r"} if column == "r" else {"timestamp": "t"}
+    with pytest.raises(DataError, match=f"column '{column}' .* has 1 values that are not finite numbers, .* line 4"):
+        _ = InteractionDataModule(path, **columns).num_users
+
+
 CONFIGS = {
     "nested": (b"{a: " * 60, "nested deeper than 50 levels"),
     "laughs": ({name: raw for _, name, raw in fuzz.nasties()}["laughs.yaml"], "more than 20,000 values"),

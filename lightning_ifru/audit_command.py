@@ -12,7 +12,15 @@ import lightning
 from rich.console import Console
 
 from lightning_ifru.auditing import audit
-from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, add_flag, built, check_sizes, link_sizes
+from lightning_ifru.command_parser import (
+    NO_TRAINER,
+    OF_THE_FIT,
+    CommandParser,
+    add_flag,
+    built,
+    check_sizes,
+    link_sizes,
+)
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.ledger_check import check_ledger
 
@@ -38,6 +46,8 @@ def audit_command(name: str, args: list[str], description: str, usage: str) -> i
         if option.startswith("--") and option[2:].partition(".")[0] in _OF_THE_FIT:
             parser.error(f"got {option}, which is for the fit and has no part in an audit; leave it out")
     given = parser.parse_args(args)
+    if given.trainer is None:
+        parser.error(NO_TRAINER)
     with redirect_stdout(sys.stderr) if given.json else nullcontext():
         with built("what the config describes"):
             made = parser.instantiate(given)
@@ -62,6 +72,8 @@ def _check_ledger(name: str, args: list[str], description: str, usage: str) -> i
     parser.add_argument("--ledger", type=Path, required=True, help=_LEDGER)
     add_flag(parser, "json", "print what was found as one JSON object, and nothing else.")
     given = parser.parse_args(args)
+    if given.trainer is None:
+        parser.error(NO_TRAINER)
     found = check_ledger(given.ledger)
     sys.stdout.write(f"{found.to_json() if given.json else found}\n")
     return 0 if found.holds else 3

@@ -16,7 +16,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_ifru.bounded import reason
+from lightning_ifru.bounded import printable, reason
 from lightning_ifru.config_files import check_config, check_config_size
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError, UnlearningError
@@ -63,7 +63,7 @@ class CommandParser(LightningArgumentParser):
         command = self.prog.partition(" [options]")[0]
         said = sentence(message).replace(f" {command.rpartition(' ')[2]}.", " --")  # of a subcommand's own options
         meant = _meant(said, self.options)
-        sys.stderr.write(f"{command}: {said}{meant}; {command} --help lists what there is.\n")
+        sys.stderr.write(f"{command}: {printable(said + meant)}; {command} --help lists what there is.\n")
         raise SystemExit(2)
 
 
@@ -149,6 +149,7 @@ def _meant(said: str, parser: LightningArgumentParser) -> str:
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
+NO_TRAINER = "got a trainer without settings; write them below it, or leave it out"
 #: Options of the fit alone, which a config that a fit has written or printed holds: the other commands pass over them.
 OF_THE_FIT: dict[str, Any] = {"without": list[str] | str | None, "report": str | None, "overwrite": bool | None}
 _SIZES = ("num_users", "num_items")

@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lightning_ifru.callback import IFRUCallback
-from lightning_ifru.command_parser import OF_THE_FIT, CommandParser, built, check_sizes, link_sizes
+from lightning_ifru.command_parser import NO_TRAINER, OF_THE_FIT, CommandParser, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
 from lightning_ifru.finite import finite
@@ -108,6 +108,8 @@ class TrainingCommand(LightningCLI):
                 self.parser.error(f"got --{key}, which {self.command} does not have; leave it out")
         self.config = parser.parse_args(args)
         self.options = self.config[self.command]
+        if self.options.trainer is None:
+            self.parser.error(NO_TRAINER)
 
     def _parse_ckpt_path(self) -> None:
         """Do not build the model as a checkpoint says, which would override the config unasked (Lightning from 2.6)."""

@@ -5,9 +5,11 @@ import gzip
 import io
 import json
 import lzma
+import re
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import fuzz
 import numpy as np
@@ -205,6 +207,36 @@ CONFIGS = {
     "python": (b"data: !!python/object/apply:os.mkdir [never]\n", "could not determine a constructor"),
     "number": (b"data: " + b"9" * 5_000 + b"\n", "config cannot be read"),
 }
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("fit", []),
+        ("test", ["--ckpt_path", "a.ckpt"]),
+        ("audit", ["--original", "a.ckpt", "--unlearned", "b.ckpt"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"seed_everything: 1\ntrainer:\n", "got a trainer without settings"),
+        (b"data: {init_args: {\xef\xbb\xbfseed: 1}}\n", "not accepted|required"),
+    ],
+)
+def test_a_config_with_empty_or_odd_keys_is_one_sentence(tmp_path, monkeypatch, capsys, command, more, raw, said):
+    monkeypatch.chdir(tmp_path)
+    Path("data.csv").write_text("user,item\n1,2\n2,3\n")
+    Path("run.yaml").write_text(
+        "model: {class_path: lightning_ifru.models.LightGCN}\ndata: {init_args: {source: data.csv}}\n"
+    )
+    Path("odd.yaml").write_bytes(raw)
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--config", "run.yaml", "--config", "odd.yaml", *more])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert re.search(said, error)
+    assert error.rstrip("\n").isprintable()
 
 
 @pytest.mark.parametrize("command", ["fit", "audit", "demo"])

@@ -32,6 +32,7 @@ from typing import Any
 import lightning
 import numpy as np
 import pandas as pd
+import sections
 import torch
 from every_model import Case, Data, ratings, scores
 from recipes import fit
@@ -231,6 +232,22 @@ def summary(rows: list[dict[str, Any]], doubt: float) -> str:
     return "\n".join(lines)
 
 
+def halves(rows: list[dict[str, Any]], doubt: float) -> str:
+    """Return a Markdown table of what was wanted and found, by half."""
+    lines = [
+        f"| doubt up to {doubt:g} | trainings | ratio above 0.5, turned in time | ratio under 0.3, not turned |",
+        "|---|--:|--:|--:|",
+    ]
+    for half, title in enumerate(("chosen on", "tested on")):
+        found = [one for row in rows if row["half"] == half and (one := outcome(row, doubt))]
+        above, little = [one for one in found if one.exceeded], [one for one in found if one.little]
+        lines.append(
+            f"| {title} | {len(found)} | {sum(not one.missed for one in above)} of {len(above)} | "
+            f"{sum(not one.alarmed for one in little)} of {len(little)} |"
+        )
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]], doubt: float) -> str:
     """Return a Markdown table of all trainings: the ratio, and in brackets the doubt, by number of requests."""
     lines = [f"| training | half | {' | '.join(map(str, POINTS))} | turned |", f"|---|--:|{'--:|' * len(POINTS)}--:|"]
@@ -250,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=Path("benchmarks-rows/drift.jsonl"), help="where rows are kept")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("docs/verdict.md"), help="the document to fill")
     options = parser.parse_args()
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     options.rows.touch()
@@ -263,8 +281,12 @@ def main() -> None:
             kept.flush()
             sys.stderr.write(table([row], Tolerance().doubt).splitlines()[-1] + "\n")
     found = choose([row for row in rows if row["half"] == 0])
-    sys.stdout.write(f"{table(rows, Tolerance().doubt)}\n\nchosen by the rule: {found:g}\n")
-    sys.stdout.write(f"{summary(rows, Tolerance().doubt)}\n")
+    doubt = Tolerance().doubt
+    sys.stdout.write(f"chosen by the rule: {found:g}\n{summary(rows, doubt)}\n")
+    made = {"table": table(rows, doubt), "summary": halves(rows, doubt)}
+    options.output.write_text(
+        sections.fill(options.output.read_text(encoding="utf-8"), "drift", made), encoding="utf-8"
+    )
 
 
 def _quietly(training: Training) -> dict[str, Any]:

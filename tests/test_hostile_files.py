@@ -133,7 +133,7 @@ def test_fifty_megabytes_take_seconds(tmp_path, what):
     since = time.process_time()
     with pytest.raises(RequestError) as refusal:
         UnlearningRequest.from_file(path)
-    assert time.process_time() - since < 20
+    assert time.process_time() - since < 60
     assert len(str(refusal.value)) < 1_000
 
 

@@ -11,11 +11,11 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_ITEMS, NUM_USERS
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch_geometric.data import HeteroData
 
 import lightning_ifru
+from conftest import NUM_ITEMS, NUM_USERS
 from lightning_ifru import IFRUCallback, IFRUMixin, InteractionDataModule, UnlearningError, UnlearningRequest, audit
 from lightning_ifru.audit_questions import Questions
 from lightning_ifru.metrics import evaluate, matched_nonmembers

@@ -28,7 +28,7 @@ def test_a_request_leaves_its_entry_in_the_ledger_and_nothing_else(way):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [500])
 def test_memory_stays_within_five_percent_over_five_hundred_requests(count):
-    found = soak.run(count)
+    found = soak.run(count, ways=[way for way, (_, writes) in soak.WAYS.items() if writes])
     for way in found["ways"].values():
         assert way["requests"] == way["ledger"] == count
         assert way["growth"] <= 0.05

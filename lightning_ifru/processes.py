@@ -10,6 +10,7 @@ import lightning
 
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.influence import IFRU
+from lightning_ifru.keys import digest_key, key_name
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.ranks import ALONE, Ranks
 from lightning_ifru.weight_decay import l2_decays
@@ -52,7 +53,7 @@ def check_same(ranks: Ranks, module: IFRUMixin, data: InteractionDataModule, met
     """Refuse ranks of which one would solve something else than the others.
 
     Raises:
-        RankError: they have different data, requests, models or methods.
+        RankError: they have different data, requests, models, methods or keys of digests.
     """
     if ranks.size == 1:
         return
@@ -61,4 +62,6 @@ def check_same(ranks: Ranks, module: IFRUMixin, data: InteractionDataModule, met
     request = None if data.pending is None else data.pending.digest(b"ranks")
     decays = sorted(l2_decays(module, module.configure_optimizers()).items())
     model = [type(module).__name__, module.resolved_loss().name, decays, *module.state_dict().values()]
-    ranks.check_equal({"data": [*columns, *settings], "requests": [request], "models": model, "methods": [method]})
+    parts = {"data": [*columns, *settings], "requests": [request], "models": model, "methods": [method]}
+    # Machines without a common home folder would each make a key of their own, and know different things forgotten.
+    ranks.check_equal(parts | {"keys (LIGHTNING_IFRU_KEY)": [key_name(digest_key())]})

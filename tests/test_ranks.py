@@ -129,6 +129,7 @@ ERRORS = {
     "data": ["RankError: the ranks have different data (rank 1 than rank 0)"] * 2,
     "sizes": ["RankError: the ranks have different numbers of users or items (rank 1 than rank 0)"] * 2,
     "methods": ["RankError: the ranks have different methods (rank 1 than rank 0)"] * 2,
+    "keys": ["RankError: the ranks have different keys (LIGHTNING_IFRU_KEY) (rank 1 than rank 0)"] * 2,
     "stranger": ["RankError: rank 1 of 2 has failed, and so all end (RequestError: ", "RequestError: "],
     "solve-0": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
     "solve-4": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],

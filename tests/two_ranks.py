@@ -5,6 +5,7 @@ import sys
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning
 import numpy as np
@@ -143,8 +144,13 @@ def other_method(attempt):
     attempt.trainer = trainer_in(attempt.folder, method=IFRU(max_steps=3))
 
 
+def other_key(attempt):
+    os.environ["LIGHTNING_IFRU_KEY"] += "-of-another-machine"
+
+
 #: What is done on the second rank alone.
 DIFFERENT = {
+    "keys": other_key,
     "requests": other_request,
     "stranger": stranger,
     "data": other_labels,
@@ -173,9 +179,10 @@ def failures(folder, rank):
     found = {}
     for name, change in DIFFERENT.items():
         attempt = Attempt(folder / name, rank)
-        if rank == 1:
-            change(attempt)
-        found[name] = attempt.run()
+        with patch.dict(os.environ):
+            if rank == 1:
+                change(attempt)
+            found[name] = attempt.run()
     for calls in (0, 4):  # in the first gradient of all, and in one of those of the solve
         attempt = Attempt(folder / f"solve-{calls}", rank)
         with failing(Objective, "value_and_gradient", ValueError("on purpose"), calls if rank == 1 else 1000):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,14 @@ def _rows_to_drop(table: InteractionTable, state: Mapping[str, Any], there: Forg
         same_count = int(rows.sum()) == state["num_rows"] - len(state["forgotten"])
         if same_count and table.labelled_hashes(rows).sum(dtype=np.uint64) == state["fingerprint"]:
             return drop
+    if not table.record:  # or rows may be missing because they were forgotten here
+        then = state["num_rows"] - len(state["forgotten"])
+        warnings.warn(
+            f"the source does not hold the rows that the checkpoint was saved with ({int(table.alive.sum()):,} "
+            f"interactions now, {then:,} then): all is worked out on the rows as they are now, new ones included, which "
+            "the weights may not have seen; read the same source again if that is not meant.",
+            stacklevel=2,
+        )
     if not len(there):
         return nothing
     known = there.under(digest_key())

@@ -249,7 +249,7 @@ def a_checkpoint_that_is_none(world):
 
 
 def a_checkpoint_of_other_data(world):
-    changed = {**world.planted, "item": world.planted["item"][::-1]}
+    changed = {**world.planted, "user": ["stranger" if u == "person-005" else u for u in world.planted["user"]]}
     data = world.make["data"](source=changed)
     # The same numbers of users and items, so that the weights fit.
     assert (data.num_users, data.num_items) == (world.data.num_users, world.data.num_items)

@@ -72,7 +72,7 @@ def test_a_few_requests_are_judged_by_what_they_leave(training, advised):
 
 @pytest.mark.slow
 def test_of_a_hundred_requests_those_that_leave_much_are_told_from_those_that_leave_little():
-    # Of the half that the threshold was chosen on; how far the other half misses what is wanted stands in docs/verdict.md.
+    # Of the half that the threshold was chosen on; by how much the other misses what is wanted is in docs/verdict.md.
     wanted = [one for one in trainings() if one.half == 0 and one.model in ("MF", "LightGCN-1")]
     found = [one for one in (outcome(follow(one), Tolerance().doubt) for one in wanted) if one is not None]
     above, little = [one for one in found if one.exceeded], [one for one in found if one.little]

@@ -100,7 +100,9 @@ def objects():
 def tensor_bytes():
     """Return the bytes of all tensors, each of those that share their first element once."""
     gc.collect()
-    tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.layout == torch.strided]
+    # Not those of torch's compiler, which have no memory and no numbers for sizes.
+    plain = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [one for one in plain if one.layout == torch.strided]
     return sum({one.data_ptr(): one.nbytes for one in sorted(tensors, key=lambda one: one.nbytes)}.values())
 
 

@@ -32,7 +32,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_one_sentence(seed):
     assert found["crashes"] == []
     assert found["files"] == (10_000 if seed else 1_000)
     for outcome in ("request read", "request refused", "data read", "data refused", "config exit 1", "config exit 2"):
-        assert found["outcomes"][outcome] > 3, outcome
+        assert found["outcomes"][outcome] > 0, outcome
     assert found["slowest"]["seconds"] < 30
 
 

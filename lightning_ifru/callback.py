@@ -264,7 +264,7 @@ class IFRUCallback(lightning.Callback):
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         if target.path is not None:
-            older = ranks.first(older_checkpoints(trainer, target.path))
+            older = ranks.first(older_checkpoints(trainer, target.path, self.ledger))
             report = replace(report, checkpoint=str(target.path), older_checkpoints=older)
             stand_for(trainer, target.path)
         target.write()
@@ -292,7 +292,7 @@ class IFRUCallback(lightning.Callback):
             data.discard()
             target.leave(self.ledger)
             if target.loaded is not None:
-                older = older_checkpoints(trainer, target.loaded)
+                older = older_checkpoints(trainer, target.loaded, self.ledger)
                 report = replace(report, checkpoint=str(target.loaded), older_checkpoints=older)
         rank_zero_info("All of the request was forgotten before; nothing was changed, and nothing is written.")
         return ranks.first(replace(report, seconds={"total": ticks() - since}))

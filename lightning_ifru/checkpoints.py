@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_ifru.ledger import Entry, entries_in
 
 
 def checkpoint_folder(trainer: lightning.Trainer) -> Path | None:
@@ -31,14 +34,16 @@ def loaded_checkpoint(trainer: lightning.Trainer) -> Path | None:
     return Path(path) if path and not fitting and Path(path).is_file() else None
 
 
-def older_checkpoints(trainer: lightning.Trainer, written: Path) -> list[str]:
-    """Return the checkpoint files that are there now, each once: the one loaded, and those in the trainer's folders.
+def older_checkpoints(trainer: lightning.Trainer, written: Path, entries: Sequence[Entry]) -> list[str]:
+    """Return the checkpoint files that still remember, each once: the one loaded, and those in the trainer's folders.
 
-    A trainer that writes none has no folders: in their place is that of the loaded one.
+    A trainer that writes none has no folders: in their place is that of the loaded one. Left out is whatever went on
+    from the unlearned one, for its ledger has all that this one's has.
 
     Args:
         trainer: that has unlearned.
         written: the path of the unlearned checkpoint, there already or not, which is left out.
+        entries: what that says was forgotten.
     """
     callbacks, loaded = _callbacks(trainer), str(trainer.ckpt_path or "")
     models = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
@@ -54,6 +59,7 @@ def older_checkpoints(trainer: lightning.Trainer, written: Path) -> list[str]:
         path
         for path in found.values()
         if place not in (Path(path).resolve(), Path(path).parent.resolve() / Path(path).name)
+        and not _has_forgotten(Path(path), entries)
     )
 
 
@@ -72,6 +78,12 @@ def stand_for(trainer: lightning.Trainer, path: Path) -> None:
             callback.best_model_score, callback.current_score, callback.kth_value = None, None, _worst(callback)
             callback.best_model_path = str(path)
             callback.last_model_path = str(path) if callback.save_last else ""
+
+
+def _has_forgotten(path: Path, entries: Sequence[Entry]) -> bool:
+    """Whether a file's ledger has all entries; not so where it cannot be read, or there is nothing to go by."""
+    theirs = entries_in(path) or []
+    return bool(entries) and all(entry in theirs for entry in entries)
 
 
 def _callbacks(trainer: lightning.Trainer) -> list[Checkpoint]:

@@ -71,7 +71,8 @@ class UnlearningReport:
         dry_run: whether nothing was changed.
         expected: of a dry run: curvature ``products`` and ``seconds`` at most; most solves end far earlier.
         checkpoint: where the unlearned checkpoint was written.
-        older_checkpoints: the other checkpoint files in the trainer's folders, and the one loaded: they still remember.
+        older_checkpoints: of the other checkpoint files in the trainer's folders, and the one loaded, those that still
+            remember: whose ledger lacks something that this one's has.
     """
 
     digest: str

@@ -307,6 +307,25 @@ def test_the_newest_checkpoint_is_not_warned_of(folder, unlearn, recwarn):
     assert not [warning for warning in recwarn if "requests more" in str(warning.message)]
 
 
+def test_only_files_that_lack_what_was_forgotten_are_to_be_deleted(folder, unlearn):
+    def older(report):
+        return [path.rpartition("/")[2] for path in report.older_checkpoints]
+
+    (folder / "damaged.ckpt").write_bytes(b"mine")
+    for loaded in (0, 1):  # the first request again, whose result two more have gone on from
+        assert older(unlearn(PEOPLE[0], folder / f"{loaded}.ckpt", folder / "1.ckpt")) == ["0.ckpt", "damaged.ckpt"]
+    shutil.copy(folder / "3.ckpt", folder / "a-copy.ckpt")
+    assert older(unlearn("person-013", folder / "3.ckpt", folder / "4.ckpt")) == [
+        *("0.ckpt", "1.ckpt", "2.ckpt", "3.ckpt", "a-copy.ckpt", "damaged.ckpt")
+    ]
+    assert older(unlearn("person-013", folder / "4.ckpt", folder / "5.ckpt"))[:4] == [
+        *("0.ckpt", "1.ckpt", "2.ckpt", "3.ckpt")
+    ]
+    assert older(unlearn(PEOPLE[2], folder / "3.ckpt", folder / "5.ckpt")) == [
+        *("0.ckpt", "1.ckpt", "2.ckpt", "damaged.ckpt")
+    ]
+
+
 def test_another_folder_gets_the_whole_line(folder, unlearn, tmp_path):
     (tmp_path / "other").mkdir()
     unlearn("person-013", folder / "3.ckpt", tmp_path / "other" / "4.ckpt")

@@ -71,6 +71,7 @@ class ScanReport:
             ``"cannot be told"``.
         num_files, num_bytes: what was looked at.
         purged: the checkpoints deleted, see :func:`~lightning_ifru.purging.purge`.
+        kept: why others that remember were not deleted with them.
     """
 
     path: str
@@ -83,6 +84,7 @@ class ScanReport:
     num_files: int = 0
     num_bytes: int = 0
     purged: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
 
     def to_json(self, indent: int | None = 2) -> str:
         """Return all attributes as JSON."""
@@ -101,6 +103,8 @@ class ScanReport:
             yield _table("Other checkpoints", ("file", ""), [*others.items()])
         if self.purged:
             yield _table("Deleted", ("file",), [(path,) for path in self.purged])
+        if self.kept:
+            yield _table("Remember, and were not deleted", ("file", "why"), [*self.kept.items()])
         if self.unseen:
             yield _table("Not looked into, or not in full", ("file", "why"), [(o.file, o.reason) for o in self.unseen])
         number = len(self.findings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_ifru.data_state import STATE_KEYS
-from lightning_ifru.errors import UnlearningError
+from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.forgotten import ForgottenRecord, Known
 from lightning_ifru.ids import IdIndex
+from lightning_ifru.ledger import Entry, entries_of
 from lightning_ifru.loading import is_packed
 from lightning_ifru.needles import Found, Needles
+from lightning_ifru.outputs import sha256_of
 from lightning_ifru.scan_values import Hit, look_through
 
 #: How a checkpoint begins that an old version of torch has written.
@@ -35,6 +37,7 @@ class Checkpoint:
         forgotten: the numbers of the entries that it is known to have forgotten.
         unclear: why it cannot be told whether it has forgotten the rest, if so.
         shapes: of its weights, by name.
+        entries: of its ledger; none where it has none, or one that no unlearning has written.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class Checkpoint:
     forgotten: frozenset[int] = frozenset()
     unclear: str = ""
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+    entries: Sequence[Entry] = ()
 
     @property
     def status(self) -> str:
@@ -57,7 +61,24 @@ class Checkpoint:
     def same_model(self, other: Checkpoint) -> bool:
         """Return whether two are of one model: weights of the same shapes, and every id that both have in its place."""
         same = self.shapes == other.shapes and self.users.fits(other.users) and self.items.fits(other.items)
-        return same and len(self.users) > 0
+        return same and len(self.users) > 0 and len(self.shapes) > 0
+
+    def follows(self, older: Checkpoint) -> bool:
+        """Return whether a ledger says that one was made of another: shapes and ids can be those of two trainings."""
+        ids, known = ({one["id"] for one in each.entries if "id" in one} for each in (self, older))
+        lines, whose = ({one["line"] for one in each.entries if "line" in one} for each in (self, older))
+        if known and known <= ids and lines == whose:
+            return True
+        before = {one.get("checkpoint_before") for one in self.entries} - {None}
+        return bool(before) and sha256_of(older.path) in before
+
+    def is_finite(self) -> bool:
+        """Return whether all weights are finite numbers.
+
+        Raises:
+            UnlearningError: it cannot be read any more.
+        """
+        return all(bool(tensor.isfinite().all()) for tensor in weights(read(self.path)).values())
 
 
 def looks_like_one(path: Path, head: bytes) -> bool:
@@ -109,9 +130,10 @@ def look_at(path: Path, content: Any, needles: Needles, key: bytes) -> Checkpoin
     skip = {f"{name}.{ids}" for name in states for ids in ("user_ids", "item_ids")}
     hits = list(look_through(content, needles, skip))
     shapes = {name: tensor.shape for name, tensor in weights(content).items()}
+    entries = _entries_of(content)
     if not states:
         unclear = "holds weights and no state of the data, so that nobody can tell what they remember" if shapes else ""
-        return Checkpoint(path, hits, unclear=unclear, shapes=shapes)
+        return Checkpoint(path, hits, unclear=unclear, shapes=shapes, entries=entries)
     forgotten: set[int] = set()
     doubts = 0
     for name, state in states.items():
@@ -122,7 +144,7 @@ def look_at(path: Path, content: Any, needles: Needles, key: bytes) -> Checkpoin
         doubts += doubtful
         hits += [Hit(f"{name}, {what}", found) for what, found in present.items() if found]
     unclear = "recorded what it has forgotten under another key, or not at all" if doubts else ""
-    return Checkpoint(path, hits, users, items, frozenset(forgotten), unclear, shapes)
+    return Checkpoint(path, hits, users, items, frozenset(forgotten), unclear, shapes, entries)
 
 
 def unchanged_rows(older: Checkpoint, newer: Checkpoint, needles: Needles) -> list[str]:
@@ -177,6 +199,18 @@ def _data_states(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, state in content.items() if isinstance(content, Mapping) else ():
         if isinstance(state, Mapping) and state.keys() >= STATE_KEYS - {"forgotten_record"}:
             yield str(name), state
+
+
+def _entries_of(content: Any) -> list[Entry]:
+    """The entries of the ledger in a checkpoint, none where they are not as an unlearning writes them."""
+    states = content.get("callbacks") if isinstance(content, Mapping) else None
+    for state in states.values() if isinstance(states, Mapping) else ():
+        if isinstance(state, Mapping) and "ledger" in state:
+            try:
+                return entries_of(state)
+            except DataError:
+                return []
+    return []
 
 
 def _known(state: Mapping[str, Any], key: bytes) -> Known | None:

@@ -218,7 +218,7 @@ def forgotten_folder(tmp_path_factory, planted):
     pd.DataFrame({"user": ["person-003", "person-004", pair[0]], "item": ["", "", pair[1]]}).to_csv(
         folder / "forget.csv", index=False
     )
-    trainer.unlearn(data, request=folder / "forget.csv", output=folder / "after.ckpt")
+    trainer.unlearn(data, request=folder / "forget.csv", ckpt_path=folder / "before.ckpt", output=folder / "after.ckpt")
     return folder
 
 
@@ -411,6 +411,73 @@ def other_model(content):
     content["state_dict"] = {"other": torch.ones(2)}
 
 
+def not_finite(content):
+    next(iter(content["state_dict"].values()))[0] = torch.nan
+
+
+def another_training(content):
+    """Weights of the same shapes, for the same people, and no ledger that knows of them."""
+    for tensor in content["state_dict"].values():
+        tensor += 1
+
+
+def without_ledger(content):
+    content["callbacks"] = {}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("before.ckpt", another_training, r"no ledger says that a checkpoint here was made of before\.ckpt"),
+        ("after.ckpt", without_ledger, r"no ledger says that a checkpoint here was made of before\.ckpt"),
+        ("after.ckpt", not_finite, r"what was made of before\.ckpt has weights that are not finite"),
+    ],
+)
+def test_a_purge_leaves_the_only_checkpoint_of_another_training(folder, file, change, said):
+    edited(folder / file, change)
+    found = look(folder, folder / "forget.csv")
+    with pytest.raises(DataError, match=said):
+        to_purge(found)
+
+
+def test_a_purge_of_one_training_leaves_the_other_and_says_so(folder):
+    edited(folder / "before.ckpt", another_training, folder / "other.ckpt")
+    found = look(folder, folder / "forget.csv")
+    report = purge(found, to_purge(found))
+    assert report.purged == ["before.ckpt"]
+    assert (folder / "other.ckpt").exists()
+    assert report.kept.keys() == {"other.ckpt"}
+    assert report.checkpoints["other.ckpt"] == "remembers"
+
+
+def test_a_ledger_tells_its_own_line_of_models(folder):
+    """One that has unlearned another request before: its ledger is the beginning of the newer one."""
+    entry = torch.load(folder / "after.ckpt", weights_only=True)["callbacks"]
+    (name,) = (name for name, state in entry.items() if "ledger" in state)
+    first = entry[name]["ledger"][0] | {"id": "0" * 32, "checkpoint_before": "0" * 64}
+
+    def with_entries(*entries):
+        return lambda content: content["callbacks"][name].update(ledger=list(entries))
+
+    last = entry[name]["ledger"][0] | {"checkpoint_before": None}
+    edited(folder / "before.ckpt", lambda c: c["callbacks"].update({name: {"ledger": [first]}}))
+    edited(folder / "after.ckpt", with_entries(last))
+    with pytest.raises(DataError, match="no ledger says"):
+        to_purge(look(folder, folder / "forget.csv"))
+    edited(folder / "after.ckpt", with_entries(first, last))
+    assert [path.name for path in to_purge(look(folder, folder / "forget.csv"))] == ["before.ckpt"]
+
+
+def test_what_stands_for_another_must_not_have_changed(folder):
+    found = look(folder, folder / "forget.csv")
+    paths = to_purge(found)
+    with (folder / "after.ckpt").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"after\.ckpt has changed since it was read"):
+        purge(found, paths)
+    assert (folder / "before.ckpt").exists()
+
+
 ALONE = {
     "nothing has forgotten": lambda folder: (folder / "after.ckpt").unlink(),
     "what has forgotten is another model": lambda folder: edited(folder / "after.ckpt", other_model),
@@ -444,9 +511,10 @@ def linked(folder):
 @pytest.mark.parametrize("change", [appended, linked])
 def test_what_has_changed_since_the_scan_is_not_deleted(folder, change):
     found = look(folder, folder / "forget.csv")
+    paths = to_purge(found)
     change(folder)
-    with pytest.raises(DataError, match="has changed since it was read"):
-        purge(found, to_purge(found))
+    with pytest.raises(DataError, match=r"before\.ckpt has changed since it was read"):
+        purge(found, paths)
     assert (folder / "before.ckpt").exists()
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -279,3 +280,85 @@ def test_every_promise_names_tests_that_there_are(document):
     for file, test in named:
         text = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert test is None or f"\ndef {test}(" in text, (file, test)
+
+
+#: Stands in for the program: a model is the list of who is gone, and what a command has made it leaves as it is.
+PROGRAM = """#!/bin/sh
+loaded="$5" request="$7" output="$9" report="${11}"
+gone="$(cat "$request")"
+case "$gone" in bad) echo "unknown id" >&2; exit 1;; esac
+if [ -e "$output" ]; then
+    [ "$output" = "$loaded" ] || [ "$(cat "$output")" = "$(cat "$loaded") $gone" ] || exit 1
+else
+    grep -qw "$gone" "$loaded" || echo "$(cat "$loaded") $gone" > "$output"
+fi
+echo "{}" > "$report"
+"""
+#: Stands in for a tool: at its nth call, counted in a file, the job is killed before or after it has done its work.
+KILLING = """#!/bin/sh
+echo >> {count}
+[ "$(wc -l < {count})" -ne {n} ] || [ {when} != before ] || kill -9 $PPID
+PATH={rest} {tool} "$@"; code=$?
+[ "$(wc -l < {count})" -ne {n} ] || [ {when} != after ] || kill -9 $PPID
+exit $code
+"""
+
+
+def nightly(place, kill=None):
+    """Run the documented job with stand-ins in a folder and return its exit code; ``kill`` is tool, call and when."""
+    tools, rest = place / "bin", os.environ["PATH"]
+    shutil.rmtree(tools, ignore_errors=True)
+    tools.mkdir()
+    scripts = {"lightning-ifru": PROGRAM}
+    if kill is not None:
+        tool, n, when = kill
+        (tools / "real").mkdir()
+        if tool == "lightning-ifru":
+            (tools / "real" / tool).write_text(PROGRAM)
+            (tools / "real" / tool).chmod(0o755)
+        given = {"count": tools / "count", "n": n, "when": when, "tool": tool, "rest": f"{tools / 'real'}:{rest}"}
+        scripts[tool] = KILLING.format(**given)
+    for name, text in scripts.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    job = files("command-line.md")["nightly.sh"]
+    environment = os.environ | {"HOME": str(place), "PATH": f"{tools}:{rest}"}
+    return subprocess.run(["sh", "-c", job], env=environment, capture_output=True, check=False).returncode
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    """A folder with a model that has forgotten nobody, and three requests, the middle one of which is bad."""
+    place = tmp_path / "recommender"
+    for name in ("models", "inbox", "done", "reports"):
+        (place / name).mkdir(parents=True)
+    (place / "models" / "original.ckpt").write_text("trained\n")
+    (place / "current").symlink_to("models/original.ckpt")
+    for name, gone in {"1": "anna", "2": "bad", "3": "carl"}.items():
+        (place / "inbox" / f"{name}.csv").write_text(gone)
+    return place
+
+
+TOOLS = [("lightning-ifru", 1), ("lightning-ifru", 3), ("ln", 1), ("ln", 2), *(("mv", n) for n in (1, 2, 3, 4))]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("tool", "n"), [(None, 0), *TOOLS])
+def test_the_nightly_job_loses_and_repeats_nothing_wherever_it_is_killed(inbox, tool, n, when):
+    if tool is not None:
+        assert nightly(inbox.parent, (tool, n, when)) == -9
+        assert (inbox / "current").exists(), "there is a model in use at any time"
+    assert nightly(inbox.parent) == 1
+    assert (inbox / "current").read_text().split() == ["trained", "anna", "carl"]
+    names = {part: sorted(path.name for path in (inbox / part).iterdir()) for part in ("inbox", "done", "models")}
+    assert names["inbox"] == ["2.csv"], "the one that was refused, and it did not keep the others"
+    assert names["done"] == ["1.csv", "3.csv"]
+    assert names["models"] == ["1.ckpt", "3.ckpt", "original.ckpt"]
+    (inbox / "inbox" / "2.csv").write_text("anna")  # all of it was forgotten before: no checkpoint is written
+    assert nightly(inbox.parent) == 0
+    assert (inbox / "current").read_text().split() == ["trained", "anna", "carl"]
+    assert (inbox / "done" / "2.csv").exists()
+    (inbox / "inbox" / "1.csv").write_text("emil")  # a name of old
+    assert nightly(inbox.parent) == 1
+    assert (inbox / "done" / "1.csv").read_text() == "anna"
+    assert not any(inbox.glob("current.*"))

@@ -672,13 +672,32 @@ def test_the_documented_nightly_job_takes_each_request_once_and_keeps_the_model_
     assert night() == 0
     assert files(place) == before
 
+    # Killed before the request was put away, and before the link was moved: the same night once more.
+    last = f"{GONE[-1]}.csv"
+    for leads in (f"{GONE[-1]}.ckpt", f"{GONE[-2]}.ckpt"):
+        (place / "done" / last).rename(place / "inbox" / last)
+        (place / "current").unlink()
+        (place / "current").symlink_to(Path("models", leads))
+        assert night() == 0, (place / "unlearn.log").read_text()
+        assert {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")} == {
+            name: content for name, content in before.items() if not name.endswith("unlearn.log")
+        }
+
+    # All of it was forgotten before: no checkpoint is written, and the model in use stays.
+    (place / "inbox" / "again.csv").write_text(f"user\n{GONE[0]}\n")
+    model = (place / "current").resolve()
+    assert night() == 0, (place / "unlearn.log").read_text()
+    assert (place / "current").resolve() == model
+    assert (place / "done" / "again.csv").exists()
+    assert not (place / "models" / "again.ckpt").exists()
+
     named = re.findall(r"delete them: (.*)", (place / "unlearn.log").read_text())[-1].split(", ")
     assert len(named) == len(GONE)
     for path in named:  # as it says
         (place / path).unlink()
     assert not set(GONE) & set(used())
 
-    (place / "inbox" / "stranger.csv").write_text("user\nnobody\n")
+    (place / "inbox" / "a-stranger.csv").write_text("user\nnobody\n")
     before = {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")}
     assert night() == 1
     assert {name: content for name, content in files(place).items() if not name.endswith("unlearn.log")} == before

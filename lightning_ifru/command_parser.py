@@ -7,9 +7,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter, Namespace
@@ -72,10 +73,23 @@ def add_flag(parser: LightningArgumentParser, name: str, what: str) -> None:
     parser.add_argument(f"--{name}", type=bool, nargs="?", const=True, default=False, help=what)
 
 
-def link_sizes(parser: LightningArgumentParser) -> None:
-    """Let the model have the data's ``num_users`` and ``num_items``, if it takes them."""
+def link_sizes(parser: LightningArgumentParser, prepare: Callable[[InteractionDataModule], None] | None = None) -> None:
+    """Let the model have the data's ``num_users`` and ``num_items``, if it takes them.
+
+    Args:
+        parser: has both.
+        prepare: called with the data as they were built, before their sizes are asked for.
+    """
+
+    def size_of(data: InteractionDataModule, name: str) -> Any:
+        if prepare is not None:
+            prepare(data)
+        return getattr(data, name)
+
     for size in _SIZES:
-        parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+        asked = partial(size_of, name=size)
+        asked.__name__ = size  # type: ignore[attr-defined]  # which is shown by --help
+        parser.link_arguments("data", f"model.init_args.{size}", asked, apply_on="instantiate")
 
 
 def check_sizes(model: Namespace, data: InteractionDataModule) -> None:
@@ -113,9 +127,10 @@ def built(what: str, *faults: type[Exception]) -> Iterator[None]:
         yield
     except faults as error:
         said: BaseException = error
-        while said.__cause__ is not None:  # jsonargparse makes a ValueError of whatever was raised
-            said = said.__cause__
-        if isinstance(said, (MisconfigurationException, UnlearningError)):
+        ours = (MisconfigurationException, UnlearningError)
+        while said.__cause__ is not None and not isinstance(said, ours):
+            said = said.__cause__  # jsonargparse makes a ValueError of whatever was raised
+        if isinstance(said, ours):
             raise said from error
         if not isinstance(said, faults):
             raise

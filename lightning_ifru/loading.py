@@ -98,6 +98,28 @@ def read_checkpoint(path: str | Path, read: Callable[[str | Path], Any] = read_p
     return checkpoint
 
 
+def data_state(path: str | Path, name: str, weights_only: bool | None = None) -> Mapping[str, Any]:
+    """Return the state of the data in a checkpoint, without reading its weights; empty where there is none.
+
+    Args:
+        path: of the checkpoint; what is no file of this machine, as ``"last"``, has no state.
+        name: of the class of the data.
+        weights_only: ``False`` allows every object, whose code is run; ``None`` and ``True`` do not.
+
+    Raises:
+        UnlearningError: it cannot be read, holds other objects, or is no checkpoint.
+    """
+    if not Path(path).is_file():
+        return {}
+
+    def read(path: str | Path) -> Any:
+        mapped = zipfile.is_zipfile(path)  # others, of old versions of torch, are read as a whole
+        return torch.load(path, map_location="cpu", weights_only=weights_only is not False, mmap=mapped)
+
+    state = read_checkpoint(path, read).get(name)
+    return state if isinstance(state, Mapping) else {}
+
+
 def while_loading(error: BaseException) -> bool:
     """Return whether Lightning was finding a checkpoint, reading it or putting it into a model as the error came up.
 
@@ -134,8 +156,20 @@ def loading_refusal(error: Exception, path: str | Path, module: Module | None = 
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     return UnlearningError(
         f"the checkpoint {path} does not fit {type(module).__name__} with parameters {shapes}; give the checkpoint of "
-        f"this model, or build the model as it was trained. ({' '.join(said.split())})"
+        f"this model, or build the model as it was trained{_sizes(path)}. ({' '.join(said.split())})"
     )
+
+
+def _sizes(path: str | Path) -> str:
+    """Say of how many users and items a checkpoint is, if it does so itself: the source may have fewer by now."""
+    if not Path(path).is_file():
+        return ""
+    for state in read_checkpoint(path).values():
+        ids = [state.get(name) for name in ("user_ids", "item_ids")] if isinstance(state, Mapping) else []
+        counts = [len(each) for each in ids if isinstance(each, list)]
+        if len(counts) == 2:
+            return f", with num_users={counts[0]} and num_items={counts[1]}"
+    return ""
 
 
 def _refused(path: str | Path, what: str) -> UnlearningError:

@@ -7,8 +7,8 @@ import json
 import sys
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from torch import Tensor
 from lightning_ifru.callback import IFRUCallback
 from lightning_ifru.command_parser import NO_TRAINER, OF_THE_FIT, CommandParser, built, check_sizes, link_sizes
 from lightning_ifru.datamodule import InteractionDataModule
-from lightning_ifru.errors import DataError
+from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.keys import digest_key
 from lightning_ifru.ledger import is_result
-from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
+from lightning_ifru.loading import data_state, loading_refusal, safe_loading, while_loading
 from lightning_ifru.outputs import check_target, replacing
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
@@ -84,7 +84,7 @@ class TrainingCommand(LightningCLI):
         self.parser.options = parser
         parser.set_defaults({"data": {"class_path": "lightning_ifru.InteractionDataModule"}})
         parser.add_class_arguments(IFRUCallback, "ifru", sub_configs=True)
-        link_sizes(parser)
+        link_sizes(parser, self._take_over)
         add_options(parser, self.command)
         if "weights_only" not in inspect.signature(getattr(lightning.Trainer, self.command)).parameters:
             parser.add_argument(
@@ -230,6 +230,18 @@ class TrainingCommand(LightningCLI):
             return False
         digest = UnlearningRequest.from_file(request).digest(digest_key())
         return is_result(Path(output), digest, Path(loaded), method)
+
+    def _take_over(self, data: InteractionDataModule) -> None:
+        """Give data of a source without the forgotten, which has fewer users or items, those of the checkpoint."""
+        path = self.options.ckpt_path
+        state: Mapping[str, Any] = {}
+        if path is not None:
+            with suppress(UnlearningError):  # which is said when all of it is loaded
+                state = data_state(path, type(data).__qualname__, self.options.weights_only)
+        ids = [state.get(name) for name in ("user_ids", "item_ids")]
+        sizes = [len(each) for each in ids if isinstance(each, list)]
+        if len(sizes) == len(ids) and sizes != [data.num_users, data.num_items]:
+            data.load_state_dict(dict(state))
 
     def _ifru(self) -> IFRUCallback:
         (callback,) = (each for each in self.trainer.callbacks if isinstance(each, IFRUCallback))  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ import yaml
 
 from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport, UnlearningRequest
 from lightning_ifru.cli import main
+from lightning_ifru.errors import UnlearningError
 from lightning_ifru.ledger import LEDGER
 from lightning_ifru.models import LightGCN
 from lightning_ifru.outputs import LOCK
@@ -191,6 +192,43 @@ def test_the_written_checkpoint_serves_the_next_test_unlearning_and_fit(folder):
     assert resumed["InteractionDataModule"]["num_forgotten"] == gone
     assert len(resumed["callbacks"]["IFRUCallback"]["ledger"]) == 2
     assert resumed["optimizer_states"][0]["state"]
+
+
+def test_a_source_without_the_forgotten_serves_every_command_from_there_on(folder):
+    answer(*WRITE)
+    scores = answer("predict", "--config", "run.yaml", "--ckpt_path", "unlearned.ckpt")["predictions"]
+    table = pd.read_csv("ratings.csv")
+    table[~table["user"].isin(GONE)].to_csv("ratings.csv", index=False)
+    assert InteractionDataModule("ratings.csv", **COLUMNS).num_users == 38
+    for command in ("validate", "test"):
+        assert answer(command, "--config", "run.yaml", "--ckpt_path", "unlearned.ckpt")
+    assert answer("predict", "--config", "run.yaml", "--ckpt_path", "unlearned.ckpt")["predictions"] == scores
+
+    (folder / "next.csv").write_text("user\nperson-007\n")
+    then = ["--ckpt_path", "unlearned.ckpt", "--request", "next.csv", "--output", "next.ckpt"]
+    told = ["--model.num_users", "40"]  # which is what the checkpoint has
+    for more in (["--dry_run"], told):
+        report = answer("unlearn", "--config", "run.yaml", *then, *more)
+        assert (report["num_users_erased"], report["already_absent"]) == (1, 0)
+    state = torch.load("next.ckpt", weights_only=True)["InteractionDataModule"]
+    assert [state["user_ids"].count(None), len(state["user_ids"])] == [3, 40]
+    again = answer(*UNLEARN, "--ckpt_path", "next.ckpt", "--output", "same.ckpt")
+    assert (again["num_forgotten"], again["already_absent"]) == (0, 2)
+    fitted = answer("fit", "--config", "run.yaml", "--ckpt_path", "next.ckpt", "--trainer.max_epochs", "2")
+    weights = torch.load(fitted["best_checkpoint"], weights_only=True)["state_dict"]
+    assert weights["net.embedding.weight"].shape == (40 + 30, 4)
+
+    code, said = refusal("unlearn", "--config", "run.yaml", *then, "--overwrite", "--model.num_users", "38")
+    assert code == 1
+    assert "num_users=38, and the data have 40" in said
+
+
+def test_in_python_the_refusal_says_the_sizes_of_the_checkpoint(folder):
+    table = pd.read_csv("ratings.csv")
+    table[~table["user"].isin(GONE)].to_csv("ratings.csv", index=False)
+    model, data, trainer, where = in_python("best.ckpt")
+    with pytest.raises(UnlearningError, match=r"as it was trained, with num_users=40 and num_items=30\."):
+        trainer.unlearn(data, model=model, request=UnlearningRequest(users=["person-007"]), **where)
 
 
 def test_without_json_the_report_is_all_that_stands_on_the_standard_output(folder):

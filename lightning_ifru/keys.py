@@ -17,6 +17,8 @@ from pathlib import Path
 from lightning_ifru.errors import UnlearningError
 
 KEY, KEY_FILE = "LIGHTNING_IFRU_KEY", "LIGHTNING_IFRU_KEY_FILE"
+#: Whoever tries all words of a dictionary as the key would find a shorter one.
+LEAST_BYTES = 16
 #: A key file holds one short line; what is longer is some other file.
 MOST_BYTES = 4096
 
@@ -30,7 +32,8 @@ def digest_key() -> bytes:
     so that a file and a variable filled from it are the same key.
 
     Raises:
-        UnlearningError: The file can be read by others, holds no key, or can be neither read nor made.
+        UnlearningError: The key has fewer than 16 bytes; or the file can be read by others, holds no key, or can be
+            neither read nor made.
 
     Example:
         >>> with throwaway_key():
@@ -39,7 +42,7 @@ def digest_key() -> bytes:
     """
     given = os.environ.get(KEY, "").strip()
     if given:
-        return os.fsencode(given)
+        return _long(os.fsencode(given), KEY)
     path: Path | str = "lightning-ifru/key of a home folder"
     try:
         path = _key_file()
@@ -135,4 +138,13 @@ def _read(path: Path) -> bytes:
             f"the key file {path} holds {held}; put back the key under which there were digests before, or delete the "
             "file, if there were none, to have one made."
         )
-    return key.strip()
+    return _long(key.strip(), f"the key file {path}")
+
+
+def _long(key: bytes, where: str) -> bytes:
+    if len(key) < LEAST_BYTES:
+        raise UnlearningError(
+            f"{where} holds a key of {len(key)} bytes, which a dictionary finds out; wanted {LEAST_BYTES} or more, by "
+            "chance: python -c 'import secrets; print(secrets.token_hex(32))' makes one."
+        )
+    return key

@@ -282,7 +282,7 @@ def run(count, seed):
     """
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    os.environ.setdefault("LIGHTNING_IFRU_KEY", "of the tests")
+    os.environ.setdefault("LIGHTNING_IFRU_KEY", "the key of all tests")
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     found = {"any time": {"old": 0, "new": 0}, "writing": {"old": 0, "new": 0}}

@@ -92,7 +92,7 @@ def folder(tmp_path, monkeypatch):
     pd.DataFrame(rows).to_csv(tmp_path / "ratings.csv", index=False)
     (tmp_path / "forget.csv").write_text("user,item\n9,\n10,\n11,\n12,\n13,\n14,\n,1007\n17,6\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "of the tests")
+    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "the key of all tests")
     original = lightning.Trainer.__init__
 
     @functools.wraps(original)

@@ -69,7 +69,7 @@ def test_a_digest_is_an_hmac_that_another_library_can_work_out():
     """The format is fixed: what a checkpoint of today holds, a program of tomorrow has to recognise."""
 
     def digest(content):
-        return hmac.new(b"of the tests", content, hashlib.sha256).digest()[:16]
+        return hmac.new(b"the key of all tests", content, hashlib.sha256).digest()[:16]
 
     user, item = digest(b"user\0u5"), digest(b"item\0i2")
     (part,) = forgetting(module()).table.record.parts.values()
@@ -345,8 +345,8 @@ def test_a_person_who_came_back_is_learned_from_and_forgotten_again_by_the_model
 
 def test_under_another_key_it_cannot_be_told_and_that_is_said(monkeypatch):
     state = forgetting(module()).state_dict()
-    monkeypatch.setenv(KEY, "another")
-    ours, theirs = key_name(b"another"), key_name(b"of the tests")
+    monkeypatch.setenv(KEY, "the key of another machine")
+    ours, theirs = key_name(b"the key of another machine"), key_name(b"the key of all tests")
     data = beside(state)  # a sum says that it is the same source
     assert left(data) == set(GRID) - GONE
     assert absent(data, UnlearningRequest(users=["u8"])) == (ITEMS, 0)
@@ -368,7 +368,7 @@ def test_under_another_key_it_cannot_be_told_and_that_is_said(monkeypatch):
     assert absent(data, UnlearningRequest(users=["u8"])) == (0, 1)
     both = through_a_file(data.state_dict())
     assert sorted(both["forgotten_record"]) == sorted([ours, theirs])
-    monkeypatch.setenv(KEY, "of the tests")
+    monkeypatch.setenv(KEY, "the key of all tests")
     data = beside(both)
     assert absent(data, REQUEST) == (0, 3)
     with pytest.raises(RequestError, match=f"user 'u8'; whether .* under the key named '{ours}'"):

@@ -19,19 +19,19 @@ def home(tmp_path, monkeypatch):
 
 
 def test_the_environment_comes_first_then_the_file_named_then_the_home(home, monkeypatch):
-    (home / "named").write_text("of the file\n")
+    (home / "named").write_text("the key of the file\n")
     (home / "named").chmod(0o600)
     (home / "config/lightning-ifru").mkdir(parents=True)
-    (home / "config/lightning-ifru/key").write_text("of the config\n")
+    (home / "config/lightning-ifru/key").write_text("the key of the config\n")
     (home / "config/lightning-ifru/key").chmod(0o400)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-    assert digest_key() == b"of the config"
+    assert digest_key() == b"the key of the config"
     monkeypatch.setenv(KEY_FILE, str(home / "named"))
-    assert digest_key() == b"of the file"
-    monkeypatch.setenv(KEY, " of the environment\n")
-    assert digest_key() == b"of the environment"
+    assert digest_key() == b"the key of the file"
+    monkeypatch.setenv(KEY, " the key of the environment\n")
+    assert digest_key() == b"the key of the environment"
     monkeypatch.setenv(KEY, " ")
-    assert digest_key() == b"of the file"
+    assert digest_key() == b"the key of the file"
     assert not (home / ".config").exists()
 
 
@@ -64,12 +64,12 @@ def test_who_was_first_is_not_overwritten(home, monkeypatch):
     link = os.link
 
     def slower(source, target):
-        path.write_text("of who was first")
+        path.write_text("the key of who was first")
         path.chmod(0o600)
         link(source, target)
 
     monkeypatch.setattr(keys.os, "link", slower)
-    assert digest_key() == b"of who was first"
+    assert digest_key() == b"the key of who was first"
     assert [p.name for p in path.parent.iterdir()] == ["key"]
 
 
@@ -78,6 +78,7 @@ def test_who_was_first_is_not_overwritten(home, monkeypatch):
     [
         ("", 0o600, ["holds no key", "put back"]),
         (" \n", 0o600, ["holds no key"]),
+        ("fifteen letters\n", 0o600, ["key of 15 bytes", "wanted 16 or more", "token_hex(32)"]),
         ("x" * 5000, 0o600, ["more than 4096 bytes"]),
         ("x", 0o640, ["by others (mode 640)", "chmod 600"]),
         ("x", 0o604, ["by others (mode 604)"]),
@@ -94,6 +95,14 @@ def test_a_file_that_holds_no_secret_is_refused(home, monkeypatch, content, mode
     for fragment in (*fragments, str(path)):
         assert fragment in str(caught.value)
     assert path.read_text() == content
+
+
+def test_a_key_that_a_dictionary_has_is_refused(home, monkeypatch):
+    monkeypatch.setenv(KEY, "fifteen letters ")
+    with pytest.raises(UnlearningError, match=r"^LIGHTNING_IFRU_KEY holds a key of 15 bytes, .*token_hex\(32\)"):
+        digest_key()
+    monkeypatch.setenv(KEY, "sixteen letters!")
+    assert digest_key() == b"sixteen letters!"
 
 
 def test_what_is_no_file_is_refused(home, monkeypatch):
@@ -145,7 +154,7 @@ def test_a_throwaway_key_is_of_its_block_alone(home, monkeypatch):
         assert KEY not in os.environ
     assert seen[0] != seen[1]
     assert list(home.iterdir()) == []
-    monkeypatch.setenv(KEY, "mine")
+    monkeypatch.setenv(KEY, "the key of this test")
     with throwaway_key():
-        assert digest_key() == b"mine"
-    assert os.environ[KEY] == "mine"
+        assert digest_key() == b"the key of this test"
+    assert os.environ[KEY] == "the key of this test"

@@ -103,12 +103,12 @@ def test_no_line_has_an_id_or_its_plain_hash(folder):
 
 
 def test_who_has_the_key_finds_a_request_again(base, unlearn, monkeypatch, tmp_path):
-    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "mine")
+    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "the key of this test")
     unlearn(None, None, tmp_path / "0.ckpt")
     unlearn(PEOPLE[0], tmp_path / "0.ckpt", tmp_path / "1.ckpt")
     (line,) = lines_of(tmp_path)
     canonical = json.dumps([["user", PEOPLE[0]]], separators=(",", ":")).encode()
-    assert line["digest"] == hmac.new(b"mine", canonical, "sha256").hexdigest()
+    assert line["digest"] == hmac.new(b"the key of this test", canonical, "sha256").hexdigest()
     assert line["digest"] != hmac.new(b"another", canonical, "sha256").hexdigest()
 
 

@@ -289,7 +289,7 @@ def test_a_row_that_was_not_drawn_anew_is_found_beside_the_older_checkpoint(fold
 
 
 def test_an_entry_recorded_under_another_key_cannot_be_told(folder, monkeypatch):
-    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "another")
+    monkeypatch.setenv("LIGHTNING_IFRU_KEY", "the key of another machine")
     report = scan(folder, folder / "forget.csv")
     assert report.checkpoints == {"after.ckpt": "cannot be told", "before.ckpt": "remembers"}
     assert [one.file for one in report.unseen if "another key" in one.reason] == ["after.ckpt"]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,11 @@ from lightning_ifru.errors import DataError
 from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.keys import digest_key, key_name
+from lightning_ifru.loading import read_checkpoint
 from lightning_ifru.outputs import sha256_of, sync_folder
 from lightning_ifru.report import UnlearningReport
+from lightning_ifru.verdict import Drift
 from lightning_ifru.versions import versions
-
-#: The name of the file.
-LEDGER = "ledger.jsonl"
 
 Entry = dict[str, Any]
 
@@ -60,12 +61,11 @@ def new_entry(report: UnlearningReport, method: IFRU, earlier: Sequence[Entry], 
 def entries_in(checkpoint: Path) -> list[Entry] | None:
     """Return the entries that a checkpoint file carries; ``None`` where it cannot be read as one.
 
-    Nothing but tensors and plain values is loaded, and of tensors nothing but where they are.
+    Nothing but tensors and plain values is loaded, and of tensors nothing but where they are; packed parts are not.
     """
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        states = content["callbacks"].values() if isinstance(content, Mapping) and "callbacks" in content else ()
-        found = [state for state in states if isinstance(state, Mapping) and "ledger" in state]
+        content = read_checkpoint(checkpoint, partial(torch.load, map_location="cpu", weights_only=True, mmap=True))
+        found = [state for state in content.get("callbacks", {}).values() if "ledger" in state]
         return entries_of(found[0]) if found else []
     except Exception:  # a damaged file makes torch raise almost anything
         return None
@@ -75,7 +75,8 @@ def entries_of(state: Mapping[str, Any]) -> list[Entry]:
     """Return the entries in a callback's state, which may be from anybody, after a look at them.
 
     Raises:
-        DataError: they are not such as an unlearning writes: plain values, as JSON has them, of the right kinds.
+        DataError: they are not such as an unlearning writes: plain values, as JSON has them, of the right kinds, and
+            of a drift no number that is negative or infinite.
 
     Example:
         >>> entries_of({"ledger": [{"id": "a", "num_forgotten": 7}]})
@@ -94,10 +95,25 @@ def _is_plain(entry: Mapping[str, Any]) -> bool:
     kinds = {name: kind for kind, names in _KINDS.items() for name in names}
     if not all(isinstance(entry[name], kind) for name, kind in kinds.items() if name in entry):
         return False
+    if not _is_drift(entry.get("drift") or {}):
+        return False
     try:
         return len(json.dumps(entry)) < _MAX_ENTRY
     except (TypeError, ValueError, RecursionError):
         return False
+
+
+def _is_drift(values: object) -> bool:
+    """Whether something can be a drift: of its fields counts and finite numbers, none negative."""
+    if not isinstance(values, Mapping):
+        return False
+    for each in fields(Drift):
+        value = values.get(each.name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+        number = isinstance(value, float) and each.type == "float" and 0 <= value < math.inf
+        if not (value is None or whole or number):
+            return False
+    return (values.get("stuck") or 0) <= (values.get("forgotten") or 0)
 
 
 def is_result(checkpoint: Path, digest: str, loaded: Path, method: IFRU | None = None) -> bool:
@@ -128,7 +144,7 @@ class Ledger:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), LEDGER)
+        >>> path = Path(tempfile.mkdtemp(), "ledger.jsonl")
         >>> Ledger(path).append([{"id": "a", "line": "m"}, {"id": "b", "line": "m"}], {"b": ("b.ckpt", "12ab")})
         2
         >>> _ = path.write_bytes(path.read_bytes() + b'{"id": "c", "li')

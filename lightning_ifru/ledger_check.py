@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError
-from lightning_ifru.ledger import LEDGER, Entry, Ledger, entries_in
-from lightning_ifru.outputs import alone_in, sha256_of
+from lightning_ifru.ledger import Entry, Ledger, entries_in
+from lightning_ifru.outputs import LEDGER, alone_in, sha256_of
 
 
 @dataclass(frozen=True)

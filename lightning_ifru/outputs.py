@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ from lightning_ifru.errors import DataError
 
 #: In a folder that is unlearned into, empty and for ever: to take it away could let two processes in at once.
 LOCK = ".lightning-ifru.lock"
+#: The ledger beside the checkpoints of a folder, see :mod:`~lightning_ifru.ledger`.
+LEDGER = "ledger.jsonl"
+#: Names of hidden folders that a killed unlearning can leave: tempfile's, with eight characters at the end.
+UNFINISHED = re.compile(r"\.lightning-ifru-[a-z0-9_]{8}")
+#: The same for :func:`replacing`.
+UNREPLACED = re.compile(r"\..+\.[0-9A-Za-z]+-[a-z0-9_]{8}")
 _UNFINISHED = ".lightning-ifru-"
 
 
@@ -28,13 +35,18 @@ def check_target(path: Path, overwrite: bool, option: str) -> None:
         option: what names the path where it was given, for the message.
 
     Raises:
-        DataError: the path is a folder, its folder does not exist or cannot be written to, or it exists.
+        DataError: the path is a folder, its folder does not exist or cannot be written to, it exists, or its name is
+            that of a ledger or of the lock, whatever may be replaced.
 
     Example:
         >>> check_target(Path("no-such-folder/a.ckpt"), False, "--output")
         Traceback (most recent call last):
         lightning_ifru.errors.DataError: got --output no-such-folder/a.ckpt, in whose folder nothing can be written; ...
     """
+    if path.name.casefold() in (LEDGER, LOCK):
+        raise DataError(
+            f"got {option} {path}, whose name belongs to the ledger or the lock of that folder; give another name."
+        )
     if path.is_dir():
         raise DataError(f"got {option} {path}, which is a folder; give the path of a file in it.")
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
@@ -73,7 +85,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         ) from error
     try:
         for left in folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
+            if UNFINISHED.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         lock.release()

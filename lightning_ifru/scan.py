@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.keys import digest_key
 from lightning_ifru.needles import Found, Needles
+from lightning_ifru.outputs import UNFINISHED, UNREPLACED
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.scan_checkpoints import Checkpoint, look_at, looks_like_one, read, unchanged_rows
 from lightning_ifru.scan_files import Unread, look_into, unpacked
@@ -247,7 +247,7 @@ class _Look:
                     if not path.resolve().is_relative_to(self.base):
                         self._leave(path, "a link out of the folder, not followed")
                 elif stat.S_ISDIR(state.st_mode):
-                    if _UNFINISHED.fullmatch(path.name):
+                    if UNFINISHED.fullmatch(path.name) or UNREPLACED.fullmatch(path.name):
                         self._find(path, "all of it", "unfinished", Found())
                     waiting += sorted(path.iterdir(), reverse=True)
                 elif not stat.S_ISREG(state.st_mode):
@@ -316,8 +316,6 @@ class _Look:
         return str(path.relative_to(self.base)) if path != self.base else "."
 
 
-#: Folders of :mod:`lightning_ifru.outputs`, which nobody but a killed process leaves.
-_UNFINISHED = re.compile(r"\.(?:lightning-ifru|.+\.[0-9A-Za-z]+)-[a-z0-9_]{8}")
 #: What each kind of finding is called, and what to do.
 ADVICE = {
     "checkpoint": ("Checkpoints that remember", "delete them once one that has forgotten is in their place"),

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_ifru.bounded import printable
 from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
 from lightning_ifru.errors import RankError
-from lightning_ifru.ledger import LEDGER, Entry, Ledger
-from lightning_ifru.outputs import sha256_of, writing
+from lightning_ifru.ledger import Entry, Ledger
+from lightning_ifru.outputs import LEDGER, sha256_of, writing
 from lightning_ifru.ranks import Ranks
 from lightning_ifru.transaction import Transaction
 

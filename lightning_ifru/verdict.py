@@ -168,7 +168,7 @@ class Drift:
     def of(cls, entry: Mapping[str, Any] | None) -> Drift:
         """Return the drift that the last entry of a ledger carries; none where there is no entry, or an older one."""
         known = (entry or {}).get("drift") or {}
-        return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
+        return cls(**{field.name: known[field.name] for field in fields(cls) if known.get(field.name) is not None})
 
     def after(self, evidence: Evidence) -> Drift:
         """Return the drift after one more request."""

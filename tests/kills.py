@@ -26,9 +26,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from two_ranks import QUIET, built, data_for
 
 from lightning_ifru import IFRU, IFRUCallback, UnlearningRequest
-from lightning_ifru.ledger import LEDGER
 from lightning_ifru.ledger_check import check_ledger
-from lightning_ifru.outputs import LOCK
+from lightning_ifru.outputs import LEDGER, LOCK
 
 METHOD = IFRU(max_steps=2, cg_iterations=8, locality="full")
 ORIGINAL, FIRST, SECOND = "original.ckpt", "first.ckpt", "second.ckpt"

@@ -25,8 +25,8 @@ import torch_geometric
 from torch_geometric.data import HeteroData
 
 from lightning_ifru import IFRUCallback, InteractionDataModule, UnlearningError, UnlearningRequest
-from lightning_ifru.ledger import LEDGER
 from lightning_ifru.models import LightGCN
+from lightning_ifru.outputs import LEDGER
 
 FOLDER = Path(lightgcn.__file__).parent
 GOWALLA = FOLDER.parents[1] / "shared" / "data" / "gowalla-train.csv.gz"

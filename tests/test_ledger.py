@@ -4,8 +4,10 @@ import hashlib
 import hmac
 import itertools
 import json
+import math
 import platform
 import shutil
+import zipfile
 from datetime import datetime
 
 import pytest
@@ -13,9 +15,10 @@ import torch
 
 from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningRequest
 from lightning_ifru.cli import main
-from lightning_ifru.ledger import LEDGER, Ledger, entries_in, is_result
+from lightning_ifru.ledger import Ledger, entries_in, is_result
 from lightning_ifru.ledger_check import check_ledger
-from lightning_ifru.outputs import alone_in
+from lightning_ifru.outputs import LEDGER, LOCK, alone_in, check_target
+from lightning_ifru.verdict import Drift
 
 PEOPLE = ["person-003", "person-007", "person-011"]
 
@@ -197,6 +200,45 @@ def test_an_entry_of_a_checkpoint_that_is_none_is_no_entry(folder):
     assert entries_in(folder / "5.ckpt") is None
     assert entries_in(folder / "0.ckpt") == []
     assert check_ledger(folder).holds
+
+
+def test_packed_parts_are_not_unpacked_for_a_ledger(folder):
+    with zipfile.ZipFile(folder / "3.ckpt") as plain, zipfile.ZipFile(folder / "4.ckpt", "w") as packed:
+        for part in plain.namelist():
+            packed.writestr(part, plain.read(part), zipfile.ZIP_DEFLATED)
+    assert entries_in(folder / "3.ckpt")
+    assert entries_in(folder / "4.ckpt") is None
+
+
+DRIFTS = [
+    *({"forgotten": value} for value in (-(10**9), 10**400, 1.5, True, "7", [1])),
+    *({"moved": value} for value in (-1.0, math.inf, math.nan, "1", {})),
+    *({"stuck": 2, "forgotten": 1}, "much", [1]),
+]
+
+
+@pytest.mark.parametrize("drift", DRIFTS, ids=str)
+def test_a_drift_that_no_unlearning_leaves_is_refused_with_a_sentence(folder, unlearn, drift):
+    content = torch.load(folder / "1.ckpt", weights_only=True)
+    (entry,) = content["callbacks"]["IFRUCallback"]["ledger"]
+    assert Drift.of(entry).forgotten > 0
+    entry["drift"] = {**entry["drift"], **drift} if isinstance(drift, dict) else drift
+    torch.save(content, folder / "forged.ckpt")
+    before = sorted(folder.iterdir())
+    with pytest.raises(DataError, match="ledger is not as an unlearning writes it"):
+        unlearn(PEOPLE[1], folder / "forged.ckpt", folder / "4.ckpt")
+    assert sorted({*folder.iterdir()} - {*before}) in ([], [folder / LOCK])
+
+
+@pytest.mark.parametrize("name", [LEDGER, LOCK, LEDGER.upper()])
+def test_the_ledger_and_the_lock_are_no_place_for_anything_else(folder, unlearn, name):
+    before = (folder / LEDGER).read_bytes()
+    with pytest.raises(DataError, match=r"got output .* belongs to the ledger or the lock"):
+        unlearn("person-013", folder / "3.ckpt", folder / name)
+    for option in ("--report", "--figure"):
+        with pytest.raises(DataError, match=f"got {option} .*; give another name"):
+            check_target(folder / name, True, option)
+    assert (folder / LEDGER).read_bytes() == before
 
 
 def test_checkpoints_may_be_deleted(folder):

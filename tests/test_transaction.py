@@ -15,10 +15,10 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningRequest
-from lightning_ifru.ledger import LEDGER, Ledger
+from lightning_ifru.ledger import Ledger
 from lightning_ifru.ledger_check import check_ledger
 from lightning_ifru.newton import NewtonSearch
-from lightning_ifru.outputs import LOCK, alone_in, replacing
+from lightning_ifru.outputs import LEDGER, LOCK, UNFINISHED, alone_in, replacing, unfinished
 from lightning_ifru.progress import Phases
 
 GONE = UnlearningRequest(users=["person-003"])
@@ -385,13 +385,16 @@ def test_of_many_at_once_one_is_let_in_at_a_time(tmp_path):
 
 
 def test_what_a_killed_process_has_left_goes_and_nothing_else_does(tmp_path):
-    for name in (".lightning-ifru-abc", ".mine", "folder"):
+    for name in (".lightning-ifru-ab_12xyz", ".lightning-ifru-mine", ".lightning-ifru-abcdefgh-2", ".mine", "folder"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.ckpt").write_text("half of")
     (tmp_path / ".lightning-ifru-link").symlink_to(tmp_path / "folder")
     with alone_in(tmp_path):
-        assert not (tmp_path / ".lightning-ifru-abc").exists()
-    assert (tmp_path / ".mine" / "a.ckpt").exists()
+        assert not (tmp_path / ".lightning-ifru-ab_12xyz").exists()
+        with unfinished(tmp_path / "b.ckpt") as place:
+            assert UNFINISHED.fullmatch(place.parent.name)
+    for name in (".mine", ".lightning-ifru-mine", ".lightning-ifru-abcdefgh-2"):
+        assert (tmp_path / name / "a.ckpt").exists()
     assert (tmp_path / "folder" / "a.ckpt").exists()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
+from lightning_ifru.degradation import check_metrics, check_risk
 from lightning_ifru.effects import Scoring, score_shift, top_changes
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.hops import node_hops
@@ -24,7 +25,7 @@ from lightning_ifru.parameters import Parameters
 from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.unlearning import Unlearning
-from lightning_ifru.verdict import RETRAINED, Drift, Evidence, Tolerance, check_metrics, check_risk, judge
+from lightning_ifru.verdict import RETRAINED, Drift, Evidence, Tolerance, judge
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ class Assessment:
             seconds={"total": ticks() - clock},
         )
 
-    def report(self, update: Update, progress: Progress | None = None, *, evaluate: bool = True) -> UnlearningReport:
+    def report(
+        self, update: Update, progress: Progress | None = None, *, evaluate: bool = True, kept: bool = True
+    ) -> UnlearningReport:
         """Measure what an update would do, and judge it.
 
         Args:
             update: the result of :meth:`~lightning_ifru.unlearning.Unlearning.solve`.
             progress: called with a short text as the evaluation goes on.
             evaluate: whether to measure the model before and after.
+            kept: whether the update is kept where retraining is advised, see :func:`~lightning_ifru.verdict.judge`.
 
         Raises:
             ObjectiveError: a representation is not finite.
@@ -81,7 +85,7 @@ class Assessment:
                 found = measured["metrics_before"], measured["metrics_after"]
                 check_metrics(*found, len(self._survivors("test")), self.tolerance)
         seconds = {"evaluate": ticks() - since} if evaluate else {}
-        verdict, drift = judge(self._evidence(update), self.drift, self.tolerance)
+        verdict, drift = judge(self._evidence(update), self.drift, self.tolerance, kept=kept)
         return work.ranks.first(
             self._report(
                 direct_norm=update.direct_norm,
@@ -193,7 +197,7 @@ def retrained(report: UnlearningReport) -> UnlearningReport:
     return UnlearningReport(
         **{name: getattr(report, name) for name in kept},
         verdict=RETRAINED,
-        verdict_reasons=report.verdict_reasons,
+        verdict_reasons=["The model was trained anew without the forgotten.", *report.verdict_reasons],
         drift=asdict(Drift()),
     )
 

@@ -231,12 +231,14 @@ class IFRUCallback(lightning.Callback):
             update = unlearning.solve(step)
             laps.append(ticks())
             phases.begin("evaluating" if self.evaluate else "applying")
-            report = assessment.report(update, step, evaluate=self.evaluate)
+            kept = self.on_incomplete == "warn"
+            report = assessment.report(update, step, evaluate=self.evaluate, kept=kept)
             incomplete = report.verdict == ADVISED
             if incomplete and self.on_incomplete == "raise":
                 raise IncompleteError(
                     f"{' '.join(report.verdict_reasons)} Nothing was changed: retrain, or choose on_incomplete='warn' "
-                    "or another Tolerance."
+                    "(--ifru.on_incomplete warn) or a larger Tolerance(doubt=..., removed=...) "
+                    "(--ifru.tolerance.doubt, --ifru.tolerance.removed)."
                 )
             if not (incomplete and self.on_incomplete == "retrain"):
                 unlearning.commit(update)

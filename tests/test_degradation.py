@@ -8,12 +8,13 @@ import torch
 
 from lightning_ifru import IFRU, IFRUCallback, ObjectiveError, UnlearningRequest, assessment
 from lightning_ifru.curvature import GaussNewton, Hessian
+from lightning_ifru.degradation import check_metrics, check_risk
 from lightning_ifru.errors import DegradationError, UnlearningError
 from lightning_ifru.influence import IFRU as METHOD
 from lightning_ifru.models import LightGCN
 from lightning_ifru.newton import NewtonSearch
 from lightning_ifru.objective import Objective
-from lightning_ifru.verdict import Tolerance, check_metrics, check_risk
+from lightning_ifru.verdict import Tolerance
 
 
 def poisoned(tensor, value):

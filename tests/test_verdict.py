@@ -45,6 +45,16 @@ def test_the_verdict_follows_from_what_is_observed(changes, verdict, words):
     assert drift.requests == 1
 
 
+@pytest.mark.parametrize("changes", [{"undecided": 0.05}, {"forgotten": 300}, {"steps": 0}])
+def test_where_a_correction_is_not_kept_nothing_is_said_to_be_left(changes):
+    kept, wouldbe = (judge(Evidence(**GOOD | changes), Drift(), Tolerance(), kept=k)[0] for k in (True, False))
+    assert kept.name == wouldbe.name == ADVISED
+    assert kept.reasons[0] != wouldbe.reasons[0]
+    assert "have left" in wouldbe.reasons[0] or "would have been" in wouldbe.reasons[0]
+    said = " ".join(wouldbe.reasons)
+    assert not any(false in said for false in ("may be left", "are without", "interactions have been"))
+
+
 def test_what_small_requests_leave_adds_up():
     """Each is complete by itself; together they have removed what the experiments go no further than."""
     drift, names, present = Drift(), [], 1000
@@ -190,8 +200,12 @@ def test_an_incomplete_one_is_undone_where_that_is_asked_for(trained, snapshot):
     trainer, model, data = trained(callbacks=[callback])
     data.forget(pairs(data, 0, 1))
     before = snapshot(model=model, data=data, trainer=trainer)
-    with pytest.raises(IncompleteError, match=r"more than the 0% that are tolerated: .* Nothing was changed"):
+    with pytest.raises(
+        IncompleteError, match=r"more than the 0% that are tolerated: .* Nothing was changed"
+    ) as refusal:
         trainer.unlearn(data)
+    assert "might have left" in str(refusal.value)
+    assert "--ifru.on_incomplete warn" in str(refusal.value)
     before.check()
     callback.tolerance = Tolerance(doubt=1.0, removed=1.0)
     assert trainer.unlearn(data).verdict != ADVISED

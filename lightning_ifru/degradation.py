@@ -1,0 +1,63 @@
+"""Damage: steps by which the loss explodes or a metric falls are refused, whatever the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from lightning_ifru.errors import DegradationError
+from lightning_ifru.verdict import Tolerance
+
+#: Metrics are held against their bound where there are so many surviving test pairs; of fewer, one can be a fifth.
+MEASURED_PAIRS = 100
+
+
+def check_risk(before: float, after: float, tolerance: Tolerance) -> None:
+    """Refuse steps by which the training objective on what stays has exploded.
+
+    Raises:
+        DegradationError: it has; or it is not finite.
+
+    Example:
+        >>> check_risk(0.5, 2.0, Tolerance())
+        Traceback (most recent call last):
+        lightning_ifru.errors.DegradationError: the training objective on what stays would go from 0.5 to 2, more ...
+    """
+    if math.isfinite(after) and after - before <= (tolerance.loss_grows - 1) * abs(before):
+        return
+    raise DegradationError(
+        f"the training objective on what stays would go from {before:.3g} to {after:.3g}, more than the "
+        f"{tolerance.loss_grows:g}-fold that Tolerance(loss_grows=...) (--ifru.tolerance.loss_grows) allows; nothing "
+        "was changed: retrain, or force IFRU(curvature='gauss-newton', damping=1.0) for a smaller step."
+    )
+
+
+def check_metrics(
+    before: Mapping[str, float | None], after: Mapping[str, float | None], pairs: int, tolerance: Tolerance
+) -> None:
+    """Refuse a model that would predict far worse than before, where there are 100 test pairs or more to tell.
+
+    Args:
+        before: the metrics by name, ``None`` where one is not defined.
+        after: the same of the corrected model.
+        pairs: the test pairs that survive.
+        tolerance: the bound.
+
+    Raises:
+        DegradationError: a metric would fall by more than the bound.
+
+    Example:
+        >>> check_metrics({"auroc": 0.8}, {"auroc": 0.3}, 100, Tolerance())
+        Traceback (most recent call last):
+        lightning_ifru.errors.DegradationError: auroc on 100 surviving test pairs would fall from 0.800 to 0.300, by ...
+    """
+    if pairs < MEASURED_PAIRS:
+        return
+    for name, value in before.items():
+        now = after[name]
+        if value is not None and now is not None and now < (1 - tolerance.metric_falls) * value:
+            raise DegradationError(
+                f"{name} on {pairs:,} surviving test pairs would fall from {value:.3f} to {now:.3f}, by more than the "
+                f"{tolerance.metric_falls:.0%} that Tolerance(metric_falls=...) (--ifru.tolerance.metric_falls) "
+                "allows; nothing was changed: retrain, or allow more if what is forgotten explains it."
+            )

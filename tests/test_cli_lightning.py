@@ -20,8 +20,9 @@ import yaml
 from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport, UnlearningRequest
 from lightning_ifru.cli import main
 from lightning_ifru.errors import UnlearningError
+from lightning_ifru.ledger import LEDGER
 from lightning_ifru.models import LightGCN
-from lightning_ifru.outputs import LEDGER, LOCK
+from lightning_ifru.outputs import LOCK
 
 COMMANDS = ["fit", "validate", "test", "predict", "unlearn"]
 COLUMNS = {"rating": "rating", "threshold": 3.0, "seed": 3, "batch_size": 64}
@@ -744,7 +745,9 @@ def test_what_is_not_to_be_trusted_is_refused_or_trained_anew_as_the_command_say
     nothing = "--ifru.tolerance={complete: 0.0, doubt: 0.0}"
     code, said = refusal(*WRITE, nothing, "--ifru.on_incomplete=raise")
     assert code == 1
-    assert "may be left on the forgotten pairs" in said
+    assert "might have left" in said
+    assert "--ifru.on_incomplete warn" in said
+    assert run(*WRITE, nothing, "--ifru.tolerance.doubt", "1.0", "--dry_run", "--ifru.on_incomplete", "warn")[0] == 0
     assert not Path("unlearned.ckpt").exists()
     found = answer(*WRITE, nothing, "--ifru.on_incomplete=retrain")
     assert (found["verdict"], found["num_users_erased"]) == ("retrained", 2)

@@ -187,20 +187,30 @@ class Ledger:
         return len(added)
 
     def unknown_to(self, entries: Sequence[Entry], before: str | None) -> list[Entry]:
-        """Return the lines of unlearnings that have gone on from where a checkpoint is, without it.
+        """Return the lines of unlearnings that have gone on from where a checkpoint is, or from one of these.
 
         Args:
             entries: the ones that the checkpoint carries.
             before: the hash of its file.
+
+        Example:
+            >>> import tempfile
+            >>> ledger = Ledger(Path(tempfile.mkdtemp(), "ledger.jsonl"))
+            >>> known = [{"id": "a", "line": "m", "checkpoint_before": "12ab"}, {"id": "b", "line": "m"}]
+            >>> _ = ledger.append([*known, {"id": "c", "line": "another"}], {})
+            >>> ledger = Ledger(ledger.path)
+            >>> [[line["id"] for line in ledger.unknown_to(*at)] for at in (([], "12ab"), (known[:1], None), (known, ""))]
+            [['a', 'b'], ['b'], []]
         """
         ids, models = ({one[name] for one in entries if isinstance(one.get(name), str)} for name in ("id", "line"))
-        return [
-            line
-            for line in self.lines
-            if line is not None
-            and line["id"] not in ids
-            and (line["line"] in models or (before is not None and line.get("checkpoint_before") == before))
-        ]
+        others = [line for line in self.lines if line is not None and line["id"] not in ids]
+        files = {before} - {None}
+        while True:
+            found = [one for one in others if one["line"] in models or _hash(one, "checkpoint_before") in files]
+            reached = models | {one["line"] for one in found}
+            if reached == models:
+                return found
+            models, files = reached, files | {_hash(one, "checkpoint_after") for one in found} - {None}
 
     def _write(self, added: bytes) -> None:
         """Put what is added after the last whole line, on the disk."""
@@ -220,6 +230,11 @@ class Ledger:
             os.close(descriptor)
         if new:
             sync_folder(self.path.parent)
+
+
+def _hash(line: Entry, name: str) -> str | None:
+    """The hash of a file, if a line has it: it may say anything."""
+    return value if isinstance(value := line.get(name), str) else None
 
 
 def _parsed(text: bytes) -> Entry | None:

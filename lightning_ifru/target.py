@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ifru.bounded import printable
 from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
@@ -144,16 +144,22 @@ class Target:
         except OSError:
             return  # which is said when a line is to be added
         if later:
-            names = [line["checkpoint"] for line in later if line["checkpoint"] is not None]
-            newest = f"start from its newest, {printable(names[-1])}" if names else "start from its newest checkpoint"
-            rank_zero_warn(
-                f"{path} says that this model has forgotten {len(later)} requests more, of which the checkpoint "
-                f"that is unlearned knows nothing, and neither will the new one; {newest}."
+            requests = "1 request" if len(later) == 1 else f"{len(later)} requests"
+            named = [line for line in later if line["checkpoint"] is not None]
+            most = printable(max(named, key=_number)["checkpoint"]) if named else "its newest checkpoint"
+            # Not as a warning, which would come with a line of this file.
+            rank_zero_info(
+                f"{path} says that this model has forgotten {requests} more, of which the checkpoint that is unlearned "
+                f"knows nothing, and neither will the new one; start from {most}, which has forgotten most."
             )
 
     def _save(self, place: Path) -> None:
         self.trainer.save_checkpoint(place, weights_only=False)
         self.trainer.strategy.checkpoint_io.teardown()  # one that writes in the background has then written
+
+
+def _number(line: Entry) -> int:
+    return number if isinstance(number := line.get("number"), int) else 0
 
 
 def _beside(path: Path, other: Path) -> bool:

@@ -335,18 +335,35 @@ def test_a_clock_that_goes_backwards_breaks_nothing(folder, unlearn, monkeypatch
 # --- lines of checkpoints
 
 
-def test_a_checkpoint_that_was_gone_on_from_is_warned_of(folder, unlearn):
-    with pytest.warns(UserWarning, match=r"has forgotten 2 requests more, of which .* start from its newest, 3.ckpt"):
-        unlearn("person-013", folder / "1.ckpt", folder / "1b.ckpt")
-    with pytest.warns(UserWarning, match=r"has forgotten 1 requests more.* start from its newest, 1.ckpt"):
-        unlearn("person-013", folder / "0.ckpt", folder / "0b.ckpt")
-    assert check_ledger(folder).holds
-    assert len({line["line"] for line in lines_of(folder)}) == 2
+@pytest.fixture
+def said(monkeypatch):
+    """What is said of unlearnings that a checkpoint knows nothing of."""
+    lines = []
+    monkeypatch.setattr("lightning_ifru.target.rank_zero_info", lines.append)
+    return lines
 
 
-def test_the_newest_checkpoint_is_not_warned_of(folder, unlearn, recwarn):
+def test_a_checkpoint_that_was_gone_on_from_is_told(folder, unlearn, said):
+    for loaded, output, requests, most in [
+        (2, "2b", "1 request more", "3.ckpt"),
+        (1, "1b", "3 requests more", "3.ckpt"),  # 2, 3 and 2b
+        (0, "0b", "5 requests more", "3.ckpt"),  # not its next one alone
+        (0, "0c", "6 requests more", "3.ckpt"),  # another line of models as well
+        ("0b", "0d", None, None),
+    ]:
+        said.clear()
+        unlearn("person-013" if output != "0d" else PEOPLE[0], folder / f"{loaded}.ckpt", folder / f"{output}.ckpt")
+        if requests is None:
+            assert not said
+        else:
+            (sentence,) = said
+            assert f"has forgotten {requests}, of which" in sentence
+            assert f"; start from {most}, which has forgotten most." in sentence
+
+
+def test_the_newest_checkpoint_is_not_told(folder, unlearn, said):
     unlearn("person-013", folder / "3.ckpt", folder / "4.ckpt")
-    assert not [warning for warning in recwarn if "requests more" in str(warning.message)]
+    assert not said
 
 
 def test_only_files_that_lack_what_was_forgotten_are_to_be_deleted(folder, unlearn):

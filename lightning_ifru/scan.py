@@ -7,6 +7,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from rich.text import Text
 
 from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError, UnlearningError
-from lightning_ifru.keys import digest_key
+from lightning_ifru.keys import KEY, KEY_FILE, digest_key, has_key, throwaway_key
 from lightning_ifru.needles import Found, Needles
 from lightning_ifru.outputs import UNFINISHED, UNREPLACED
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.scan_checkpoints import Checkpoint, look_at, looks_like_one, read, unchanged_rows
-from lightning_ifru.scan_files import Unread, look_into, unpacked
+from lightning_ifru.scan_files import look_into
+from lightning_ifru.scan_packed import Unread
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ScanReport:
 
     Attributes:
         path: that was scanned.
-        digest: keyed digest (HMAC) of the request.
+        digest: keyed digest (HMAC) of the request; empty where there is no key.
         num_entries: entries of the request; ``num_quiet`` of them are short, plain words or small numbers, and were
             looked for only where a name says what stands there: in columns, keys and tables of ids.
         findings: what is left.
@@ -109,7 +111,9 @@ class ScanReport:
             yield _table("Not looked into, or not in full", ("file", "why"), [(o.file, o.reason) for o in self.unseen])
         number = len(self.findings)
         what = f"{number} finding{'s' * (number > 1)}" if number else "Nothing of the request was found"
-        yield Text(f"{what} in {self.num_files:,} files, {self.num_bytes:,} bytes.")
+        left = len({one.file for one in self.unseen})
+        unseen = f"; {left:,} of them or beside them not looked into, or not in full" if left else ""
+        yield Text(f"{what} in {self.num_files:,} files, {self.num_bytes:,} bytes{unseen}.")
         if self.num_quiet:
             yield Text(
                 f"{self.num_quiet} of the request's {self.num_entries} entries are too short or too plain to be looked "
@@ -201,10 +205,12 @@ class _Look:
         # A path that is a link itself was asked for as it is.
         self.root = root.resolve()
         self.base = self.root if self.root.is_dir() else self.root.parent
-        self.shown, self.needles, self.key = str(root), needles, digest_key()
-        self.digest = request.digest(self.key)
+        self.shown, self.needles, keyed = str(root), needles, has_key()
+        with nullcontext() if keyed else throwaway_key():  # nobody has recorded anything under a new one
+            self.key = digest_key()
+        self.digest = request.digest(self.key) if keyed else ""
         self.findings: list[Finding] = []
-        self.unseen: list[Unseen] = []
+        self.unseen: list[Unseen] = [] if keyed else [Unseen(".", _KEYLESS)]
         self.checkpoints: list[Checkpoint] = []
         self.seen: dict[Path, os.stat_result] = {}
         self.links: dict[Path, Path] = {}
@@ -267,8 +273,7 @@ class _Look:
                 if looks_like_one(path, file.read(4)) and self._checkpoint(path):
                     return
                 file.seek(0)
-                name, content = unpacked(path.name, file)
-                for hit in look_into(name, content, self.needles):
+                for hit in look_into(path.name, file, self.needles):
                     if isinstance(hit, Unread):
                         self._leave(path, hit.reason)
                     else:
@@ -316,6 +321,7 @@ class _Look:
         return str(path.relative_to(self.base)) if path != self.base else "."
 
 
+_KEYLESS = f"there is no key of digests, so that what was recorded as forgotten cannot be told; set {KEY} or {KEY_FILE}"
 #: What each kind of finding is called, and what to do.
 ADVICE = {
     "checkpoint": ("Checkpoints that remember", "delete them once one that has forgotten is in their place"),

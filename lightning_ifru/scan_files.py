@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import html
 import json
-import lzma
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import yaml
@@ -21,39 +18,19 @@ import yaml
 from lightning_ifru.bounded import MAX_LINE
 from lightning_ifru.ids import id_text
 from lightning_ifru.needles import Found, Needles
+from lightning_ifru.scan_packed import MOST_UNPACKED, Part, Unread, parts
 from lightning_ifru.scan_values import Hit, look_through
 
-#: Bytes looked at at a time, and the most that a file is unpacked to, or parsed as a whole.
-BLOCK, MOST_UNPACKED, MOST_PARSED = 1 << 22, 1 << 32, 1 << 27
-
-_UNPACKERS: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
-
-class Unread(NamedTuple):
-    """What of a file was not looked into as it should be."""
-
-    reason: str
-
-
-def unpacked(name: str, file: BinaryIO) -> tuple[str, BinaryIO]:
-    """Return the name and the content of what a compressed file holds; of any other its own.
-
-    Args:
-        name: of the file.
-        file: at its beginning.
-    """
-    suffix = PurePath(name).suffix.lower()
-    if suffix not in _UNPACKERS:
-        return name, file
-    return name[: -len(suffix)], _UNPACKERS[suffix](file)
+#: Bytes looked at at a time, and the most that is parsed as a whole.
+BLOCK, MOST_PARSED = 1 << 22, 1 << 27
 
 
 def look_into(name: str, file: BinaryIO, needles: Needles) -> Iterator[Hit | Unread]:
     r"""Yield where in a file the ids stand, and what could not be looked into as it should.
 
     Args:
-        name: what the file is called, by which its kind is known.
-        file: its content, unpacked.
+        name: what the file is called, by which its kind is known where its first bytes do not tell.
+        file: its content, packed or not.
         needles: the ids.
 
     Example:
@@ -64,34 +41,104 @@ def look_into(name: str, file: BinaryIO, needles: Needles) -> Iterator[Hit | Unr
         >>> [[*look_into("a.csv", io.BytesIO(file), needles)] for file in (metrics, ratings)]
         [[], [Hit(where="column 'user', from row 2 on", found=Counter({0: 1}))]]
     """
-    suffix = PurePath(name).suffix.lower()
     told: set[int] = set()
-    look = _LOOKS.get(suffix)
-    if look is not None:
-        try:
-            for hit in look(file, needles):
+    unread: dict[str, list[str]] = {}
+    for part in parts(name, file):
+        shown = part.inside
+        if shown and (named := needles.in_bytes(shown.encode(errors="replace"), text=True)):
+            shown = "…"
+            told |= named.keys()
+            yield Hit("names of packed files", named)
+        if isinstance(part, Unread):
+            unread.setdefault(part.reason, []).append(shown)
+            continue
+        # The bytes of an archive are those of its files again, where it does not press them.
+        for hit in _look_at(part, needles, told if part.packed else set()):
+            if isinstance(hit, Hit):
                 told |= hit.found.keys()
-                yield hit
-        except Exception as error:  # a damaged file can raise anything
-            said = str(error).strip().partition("\n")[0][:200]
-            yield Unread(f"not read as {suffix[1:]} ({type(error).__name__}: {said}), but as text or bytes")
-        file.seek(0)
+                yield Hit(f"{shown}: {hit.where}".removeprefix(": "), hit.found)
+            else:
+                unread.setdefault(hit.reason, []).append(shown)
+    for reason, places in unread.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        yield Unread(f"{places[0]}{more}: {reason}".removeprefix(": "))
+
+
+def _look_at(part: Part, needles: Needles, told: Set[int]) -> Iterator[Hit | Unread]:
+    """Look at a file that is not packed, for all but what is told already."""
+    file, suffix, told = part.content, PurePath(part.name).suffix.lower(), set(told)
     try:
+        head = file.read(8192)
+        file.seek(0)
+        if encoding := _encoding(head):
+            file = cast(BinaryIO, codecs.EncodedFile(file, "utf-8", encoding, errors="replace"))
+            head = file.read(8192)
+            file.seek(0)
+        look, understood = _look_for(suffix, head), False
+        for guess in [look] if look is not None else _guesses(head) if not part.packed else []:
+            file.seek(0)
+            try:
+                for hit in guess(file, needles):
+                    told |= hit.found.keys()
+                    yield hit
+                understood = True
+                break
+            except Exception as error:  # a damaged file can raise anything
+                if look is not None:
+                    said = str(error).strip().partition("\n")[0][:200]
+                    kind = suffix[1:] or "what it begins as"
+                    yield Unread(f"not read as {kind} ({type(error).__name__}: {said}), but as text or bytes")
+                    understood = True  # or that it was not is said
+        file.seek(0)
+        binary = False
         for hit in _in_blocks(file, needles, page=suffix in (".html", ".htm")):
+            binary |= hit.where == _BYTES
             left = Found({number: count for number, count in hit.found.items() if number not in told})
             if left:
                 yield Hit(hit.where, left)
+        if binary and not (understood or part.packed or "tfevents" in part.name):
+            yield Unread("of no kind that is read here, so only searched byte by byte")
     except Exception as error:  # what is packed can be damaged as well
         yield Unread(f"not read to its end ({' '.join(str(error).split())[:200]})")
 
 
+def _encoding(head: bytes) -> str:
+    """How a text with two or four bytes a character is written: its first ones say so, or every other is zero."""
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return name
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    most = len(head) // 2
+    if most < 4 or max(even, odd) < 0.4 * most or min(even, odd) > 0.05 * most:
+        return ""
+    return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def _look_for(suffix: str, head: bytes) -> Callable[[BinaryIO, Needles], Iterator[Hit]] | None:
+    for magic, look in ((b"PAR1", _in_parquet), (b"\x93NUMPY", _in_arrays)):
+        if head.startswith(magic):
+            return look
+    return _LOOKS.get(suffix)
+
+
+def _guesses(head: bytes) -> list[Callable[[BinaryIO, Needles], Iterator[Hit]]]:
+    """What a text may be whose name does not say it."""
+    if _is_binary(head):
+        return []
+    return [_in_json, _in_json_lines] if head.lstrip()[:1] in (b"{", b"[") else [_in_table]
+
+
+def _is_binary(data: bytes) -> bool:
+    """Whether bytes are no text: a zero, or more than one in a hundred that moves nothing on any terminal."""
+    return b"\0" in data or len(data) - len(data.translate(None, _CONTROL)) > 0.01 * len(data)
+
+
 def _in_blocks(file: BinaryIO, needles: Needles, *, page: bool) -> Iterator[Hit]:
-    """Look at all bytes, some whole lines at a time."""
+    """Look at all bytes, some whole lines at a time; the last says that it is no text, if so."""
     head = file.read(8192)
     file.seek(0)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        head, file = b"", codecs.EncodedFile(file, "utf-8", "utf-16", errors="replace")
     text, line, first = b"\0" not in head, 1, 0
+    binary = _is_binary(head)
     found: Found = Found()
     for block in _blocks(file, needles.longest):
         shown = html.unescape(block.decode(errors="replace")).encode(errors="replace") if page else block
@@ -99,8 +146,9 @@ def _in_blocks(file: BinaryIO, needles: Needles, *, page: bool) -> Iterator[Hit]
         first = line + at if here and not found else first
         found.update(here)
         line += block.count(b"\n")
-    if found:
-        yield Hit(f"text, from line {first} on" if text else "bytes", found)
+        binary |= _is_binary(block)
+    if found or binary:
+        yield Hit(_BYTES if binary else f"text, from line {first} on", found)
 
 
 def _blocks(file: BinaryIO, longest: int) -> Iterator[bytes]:
@@ -244,6 +292,14 @@ def _unmade(loader: Any, _: str, node: yaml.Node) -> Any:
 _Plain.add_multi_constructor("tag:yaml.org,2002:python/", _unmade)
 _Plain.add_multi_constructor("!", _unmade)
 
+_BYTES = "bytes"
+_CONTROL = bytes(set(range(32)) - set(b"\a\b\t\n\v\f\r\x1b"))
+_MARKS = {  # the longer ones first, for the shorter are in them
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _LOOKS: dict[str, Callable[[BinaryIO, Needles], Iterator[Hit]]] = {
     **dict.fromkeys((".csv", ".tsv"), _in_table),
     ".parquet": _in_parquet,

@@ -70,8 +70,11 @@ def look_through(value: Any, needles: Needles, skip: Set[str] = frozenset()) -> 
 
 def _in_array(value: torch.Tensor | np.ndarray[Any, Any], kind: Kind | None, needles: Needles) -> Found:
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.dtype in _COARSE:
-            return Found()
+        if value.layout != torch.strided:
+            entries = value.detach().to_sparse_coo().coalesce()
+            return _in_array(entries.indices(), None, needles) | _in_array(entries.values(), kind, needles)
+        if value.dtype in _COARSE:
+            return _in_array(value.float(), kind, needles) if kind and value.is_floating_point() else Found()
         # A part of a tensor is written with all of the tensor.
         whole = torch.empty(0, dtype=value.dtype).set_(value.detach().cpu().untyped_storage())
         return _in_array(whole.numpy(), kind, needles)
@@ -120,5 +123,5 @@ def _is_plain_id(key: Any) -> bool:
     return isinstance(key, str) and key.casefold() in ("id", "ids")
 
 
-#: What no number of an id fits into, and what numpy does not know.
+#: What no long number fits into, or what numpy does not know.
 _COARSE = {torch.bool, torch.bfloat16, torch.float16, torch.complex64, torch.complex128}

@@ -1,5 +1,7 @@
 """What a scan finds in a folder and what it does not mistake for a person; what a purge deletes and what never."""
 
+import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -8,6 +10,10 @@ import pickle
 import random
 import re
 import shutil
+import sqlite3
+import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +24,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_ifru import DataError, UnlearningRequest
+from lightning_ifru import DataError, UnlearningRequest, scan_packed
 from lightning_ifru.cli import main
 from lightning_ifru.needles import Needles, is_telling
 from lightning_ifru.purging import purge, to_purge
@@ -112,6 +118,47 @@ HOLDS = {
     "plain.pt": (42, lambda p: torch.save({"users": torch.tensor([1, 42])}, p)),
     "hidden.pt": (NUMBER, lambda p: torch.save({"part": torch.tensor([NUMBER, 7])[1:]}, p)),
 }
+
+
+def zipped(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "."), content)
+
+
+def zip_of(**members):
+    archive = io.BytesIO()
+    zipped(archive, **members)
+    return archive.getvalue()
+
+
+def tarred(path, mode, **members):
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name.replace("__", "."))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+TABLE = b"user,item\n7,a\n42,b\n"
+HOLDS |= {
+    "ratings.csv.zip": (42, lambda p: zipped(p, ratings__csv=TABLE)),
+    "zip-in.zip": (42, lambda p: zipped(p, a__zip=zip_of(ratings__csv=TABLE), readme=b"hello")),
+    "pressed.zip": (TELLING, lambda p: zipped(p, notes__txt=f"{TELLING} ".encode() * 20)),
+    "run.tgz": (42, lambda p: tarred(p, "w:gz", ratings__csv=TABLE, other=b"1" * 600)),
+    "run.tar.xz": (42, lambda p: tarred(p, "w:xz", other=b"1" * 600, ratings__csv=gzip.compress(TABLE))),
+    "gz-without-suffix": (42, lambda p: p.write_bytes(gzip.compress(TABLE))),
+    "json-without-suffix": (42, lambda p: p.write_bytes(bz2.compress(b'{"users": [42]}'))),
+    "parquet-without-suffix": (42, lambda p: p.write_bytes(frame(user=[7, 42]).to_parquet())),
+    "utf-16-without-mark.txt": (TELLING, lambda p: p.write_bytes(f"user={TELLING}".encode("utf-16-le"))),
+    "utf-16-without-mark.csv": (42, lambda p: p.write_bytes(TABLE.decode().encode("utf-16-be"))),
+    "utf-32.csv": (42, lambda p: p.write_bytes(TABLE.decode().encode("utf-32"))),
+    "sparse.pt": (NUMBER, lambda p: torch.save({"x": torch.tensor([[0, NUMBER]]).to_sparse()}, p)),
+    "sparse-users.pt": (42, lambda p: torch.save({"users": torch.tensor([[0, 42]]).to_sparse_csr()}, p)),
+    "half.pt": (42, lambda p: torch.save({"users": torch.tensor([0, 42], dtype=torch.bfloat16)}, p)),
+}
+#: Of no kind that is read, so that only the long ids in them can be found.
+RAW = ("raw.bin", "big-endian.bin", "an.pkl")
 PAIRS = {
     "pairs.csv": ((42, 7), lambda p: frame(user=[42, 8], item=[7, 42]).to_csv(p, index=False)),
     "pairs.json": ((42, 7), text_of('{"interactions": [[42, 7]]}')),
@@ -124,13 +171,13 @@ PAIRS = {
 @pytest.mark.parametrize("name", HOLDS)
 def test_whoever_is_in_a_file_is_found_and_nobody_else(name, tmp_path):
     who, write = HOLDS[name]
-    if name.endswith(".parquet"):
+    if "parquet" in name:
         pytest.importorskip("pyarrow")
     write(tmp_path / name)
     names = {"user": "userId", "item": "movieId"}
     report = scan(tmp_path, UnlearningRequest(users=["some-one-else", 43, who]), **names)
     assert [(one.file, one.entries) for one in report.findings] == [(name, ["user (entry 3)"])]
-    assert report.unseen == []
+    assert [one.reason[:10] for one in report.unseen] == ["of no kind"] * (name in RAW)
     assert str(who) not in str(report.findings)
     absent = scan(tmp_path, UnlearningRequest(users=["some-one-else", 43]), **names)
     assert absent.findings == []
@@ -145,6 +192,78 @@ def test_a_pair_is_found_where_both_are_and_not_where_one_is(name, tmp_path):
     others = [(user, "film-008"), ("person-004", item)]
     others += [(item, user)] if name != "pairs.log" else []  # a text does not say who is who
     assert scan(tmp_path, UnlearningRequest(interactions=others)).findings == []
+
+
+def database(path):
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.execute("create table ratings (user integer)")
+        base.execute("insert into ratings values (42)")
+        base.commit()
+
+
+def locked(path):
+    zipped(path, ratings__csv=TABLE)
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # as if with a password
+        data[data.index(mark) + flags] |= 1
+    path.write_bytes(data)
+
+
+def nested(path):
+    content = TABLE
+    for _ in range(6):
+        content = zip_of(a=content)
+    path.write_bytes(content)
+
+
+#: What nobody looks into: what writes it, and what is said of it.
+DARK = {
+    "ratings.sqlite": (database, "of no kind that is read here"),
+    "packed.zlib": (lambda p: p.write_bytes(zlib.compress(TABLE * 9)), "of no kind that is read here"),
+    "ratings.feather": (lambda p: frame(user=[7, 42] * 9).to_feather(p), "of no kind that is read here"),
+    "packed.7z": (lambda p: p.write_bytes(b"7z\xbc\xaf\x27\x1c\0\4" + b"x" * 50), "of no kind that is read here"),
+    "locked.zip": (locked, "ratings.csv: not unpacked (File "),
+    "nested.zip": (nested, "a/a/a/a: not unpacked as zip (it is packed more than 4 times)"),
+    "torn.zip": (lambda p: p.write_bytes(zip_of(a=TABLE * 9)[:-30]), "not unpacked as zip"),
+    "torn.csv.gz": (lambda p: p.write_bytes(gzip.compress(os.urandom(2000))[:900]), "not read to its end"),
+    "image-in.zip": (lambda p: zipped(p, a__png=b"\x89PNG\r\n\0\0"), "a.png: of no kind that is read here"),
+}
+
+
+@pytest.mark.parametrize("name", DARK)
+def test_nothing_is_said_to_be_clean_that_nobody_has_looked_into(name, tmp_path, capsys):
+    write, said = DARK[name]
+    if name.endswith(".feather"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / name)
+    report = scan(tmp_path / "in", UnlearningRequest(users=[42]))
+    assert report.findings == []
+    assert {one.file for one in report.unseen} == {name}
+    assert report.unseen[0].reason.startswith(said)
+    (tmp_path / "forget.csv").write_text("user\n42\n")
+    assert main(["scan", str(tmp_path / "in"), "--request", str(tmp_path / "forget.csv")]) == 0
+    assert "1 of them or beside them not looked into" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_unpacks_without_end_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_packed, "MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(scan_packed, "MOST_FILES", 3)
+    zipped(tmp_path / "large.zip", a=bytes(2 << 20), b=TABLE)
+    zipped(tmp_path / "many.zip", **{f"{letter}__txt": b"x" for letter in "abcdef"})
+    report = scan(tmp_path, UnlearningRequest(users=[42]))
+    assert {one.file: one.reason for one in report.unseen} == {
+        "large.zip": "not unpacked as zip (more than 0 GiB are packed in it)",
+        "many.zip": "not unpacked as zip (more than 3 files are packed in it)",
+    }
+
+
+def test_a_name_in_an_archive_tells_and_is_not_repeated(tmp_path):
+    zipped(tmp_path / "a.zip", **{f"{TELLING}__png": b"\x89PNG\0", f"{TELLING}__csv": TABLE})
+    report = scan(tmp_path, UnlearningRequest(users=[TELLING, 42]))
+    assert {one.where for one in report.findings} == {"names of packed files", "…: column 'user', from row 2 on"}
+    assert [one.reason[:13] for one in report.unseen] == ["…: of no kind"]
+    assert TELLING not in str(report)
 
 
 def test_a_name_of_a_file_can_tell_too(tmp_path):
@@ -310,7 +429,7 @@ def test_a_checkpoint_with_more_than_values_is_listed_searched_and_never_run(fol
     (folder / "torn.ckpt").write_bytes((folder / "after.ckpt").read_bytes()[:2000])
     report = scan(folder, UnlearningRequest(users=[TELLING, NUMBER]))
     assert not (tmp_path / "sprung").exists()
-    unread = {one.file: one.reason for one in report.unseen}
+    unread = {one.file: one.reason for one in reversed(report.unseen)}  # the first of each
     assert unread.keys() >= {"trap.ckpt", "torn.ckpt"}
     assert "more than tensors and plain values" in unread["trap.ckpt"]
     assert [(one.entries, one.kind) for one in report.findings if one.file == "trap.ckpt"] == [

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lightning_ifru.errors import UnlearningError
 
 KEY, KEY_FILE = "LIGHTNING_IFRU_KEY", "LIGHTNING_IFRU_KEY_FILE"
@@ -28,8 +30,8 @@ def digest_key() -> bytes:
 
     It is the environment variable ``LIGHTNING_IFRU_KEY``; or else what is in the file named by
     ``LIGHTNING_IFRU_KEY_FILE``; or else what is in ``lightning-ifru/key`` below ``$XDG_CONFIG_HOME`` or ``~/.config``.
-    A file that is not there yet is made, with a random key and for its owner alone. Blanks around a key do not count,
-    so that a file and a variable filled from it are the same key.
+    A file that is not there yet is made, with a random key and for its owner alone, and that is said. Blanks around a
+    key do not count, so that a file and a variable filled from it are the same key.
 
     Raises:
         UnlearningError: The key has fewer than 16 bytes; or the file can be read by others, holds no key, or can be
@@ -46,8 +48,11 @@ def digest_key() -> bytes:
     path: Path | str = "lightning-ifru/key of a home folder"
     try:
         path = _key_file()
-        if not path.exists():
-            _make(path)
+        if not path.exists() and _make(path):
+            rank_zero_info(
+                f"Made a key for digests in {path}; keep a copy, and give scheduled jobs the same one: under another "
+                "key nobody can tell what was forgotten before."
+            )
         return _read(path)
     except (OSError, RuntimeError) as error:  # the latter where nobody knows of a home folder
         reason = getattr(error, "strerror", None) or error
@@ -55,6 +60,28 @@ def digest_key() -> bytes:
             f"the key of the digests can be neither read nor made in {path} ({reason}); set {KEY} to a secret, or "
             f"{KEY_FILE} to the path of a file that you can write."
         ) from error
+
+
+def has_key() -> bool:
+    """Return whether there is a key of digests, or :func:`digest_key` would make one.
+
+    Example:
+        >>> with throwaway_key():
+        ...     has_key()
+        True
+    """
+    try:
+        return bool(os.environ.get(KEY, "").strip()) or _key_file().exists()
+    except (OSError, RuntimeError):
+        return False
+
+
+def key_file_in(folder: Path) -> Path | None:
+    """Return the key file if it stands below a folder, where whoever gets the folder gets the key."""
+    if os.environ.get(KEY, "").strip() or not has_key():
+        return None
+    path = _key_file().resolve()
+    return path if path.is_relative_to(folder.resolve()) else None
 
 
 def key_name(key: bytes) -> str:
@@ -96,7 +123,7 @@ def _key_file() -> Path:
     return base / "lightning-ifru" / "key"
 
 
-def _make(path: Path) -> None:
+def _make(path: Path) -> bool:
     """Make the file with a random key, whole or not at all; where another process was first, its key stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # for its owner alone
@@ -108,7 +135,7 @@ def _make(path: Path) -> None:
         try:
             os.link(name, path)  # which fails where there is one, as O_EXCL does, and makes no part of a file
         except FileExistsError:
-            return
+            return False
     finally:
         os.unlink(name)
     if os.name == "posix":  # elsewhere a folder cannot be opened
@@ -118,6 +145,7 @@ def _make(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+    return True
 
 
 def _read(path: Path) -> bytes:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ifru.callback import IFRUCallback, as_request, check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
-from lightning_ifru.keys import digest_key
+from lightning_ifru.keys import digest_key, has_key, key_file_in, key_name, throwaway_key
 from lightning_ifru.ledger import is_result
 from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
 from lightning_ifru.outputs import check_target
@@ -88,11 +89,15 @@ def unlearn(
                 _take_over(callback, data, trainer.strategy.load_checkpoint(trainer.ckpt_path))
                 if asked is not None:  # the checkpoint knows what was forgotten before
                     data.forget(asked)
+            _check_key(data, target)
             reports.append(callback.unlearn(trainer, module, data, transaction, target, dry_run))
         return []
 
     target = None if output is None or dry_run else Path(output)
+    # A rehearsal needs no key that stays; several processes, each with one of its own, would not agree.
+    rehearsed = dry_run and trainer.world_size == 1 and not has_key()
     with (
+        throwaway_key() if rehearsed else nullcontext(),
         all_or_nothing(trainer, callback, module, data, undo=dry_run) as transaction,
         safe_loading(trainer, weights_only),
     ):
@@ -146,6 +151,26 @@ def _model(trainer: lightning.Trainer, model: lightning.LightningModule | None) 
             "are in a checkpoint."
         )
     return found
+
+
+def _check_key(data: InteractionDataModule, target: Path | None) -> None:
+    """Say what about the key of digests somebody should know before another checkpoint is written under it."""
+    beside = None if target is None else key_file_in(target.parent)
+    if beside is not None:
+        rank_zero_warn(
+            f"The key of the digests is in {beside}, beside the models, so that whoever gets them can find out who was "
+            "forgotten; move it elsewhere.",
+            stacklevel=4,
+        )
+    record = data.table.record
+    others = record.under(digest_key()).others if record and has_key() else []
+    if others:
+        rank_zero_warn(
+            f"What was forgotten before was recorded under the key named {' and '.join(map(repr, others))}, and the "
+            f"present one is {key_name(digest_key())!r}: who was forgotten then is not recognised now; give all "
+            "unlearnings of a model the same key.",
+            stacklevel=4,
+        )
 
 
 def _take_over(callback: IFRUCallback, data: InteractionDataModule, checkpoint: Mapping[str, Any]) -> None:

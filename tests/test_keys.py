@@ -1,12 +1,14 @@
 import os
 import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lightning_ifru import keys
+from lightning_ifru import UnlearningRequest, keys
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.keys import KEY, KEY_FILE, digest_key, key_name, throwaway_key
+from lightning_ifru.scan import scan
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +160,51 @@ def test_a_throwaway_key_is_of_its_block_alone(home, monkeypatch):
     with throwaway_key():
         assert digest_key() == b"the key of this test"
     assert os.environ[KEY] == "the key of this test"
+
+
+def test_a_key_that_is_made_is_told_once(home, monkeypatch):
+    told = []
+    monkeypatch.setattr(keys, "rank_zero_info", told.append)
+    for _ in range(2):
+        digest_key()
+    assert len(told) == 1
+    assert f"a key for digests in {home / '.config/lightning-ifru/key'}; keep a copy" in told[0]
+
+
+def test_a_rehearsal_and_a_scan_make_no_key(home, trained):
+    trainer, _, data = trained()
+    request = UnlearningRequest(users=["person-003"])
+    assert trainer.unlearn(data, request=request, dry_run=True).num_forgotten > 0
+    (home / "models").mkdir()
+    trainer.save_checkpoint(home / "models/a.ckpt")
+    report = scan(home / "models", request)
+    assert report.findings
+    assert report.digest == ""
+    assert ["there is no key" in one.reason for one in report.unseen] == [True]
+    assert not (home / ".config").exists()
+    digest_key()
+    report = scan(home / "models", request)
+    assert report.digest == request.digest(digest_key())
+    assert report.unseen == []
+
+
+def test_a_key_beside_the_models_and_another_one_than_before_are_told(home, monkeypatch, trained):
+    trainer, _, data = trained()
+    monkeypatch.setenv(KEY_FILE, str(home / "models/secret/key"))
+    first = key_name(digest_key())
+    with pytest.warns(UserWarning, match=r"key of the digests is in .*models/secret/key, beside the models"):
+        trainer.unlearn(data, request=UnlearningRequest(users=["person-003"]), output=home / "models/a.ckpt")
+
+    def said(person, name):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.unlearn(data, request=UnlearningRequest(users=[person]), output=home / name)
+        return [str(one.message) for one in caught if "key" in str(one.message)]
+
+    monkeypatch.setenv(KEY_FILE, str(home / "key"))
+    (told,) = said("person-004", "models/b.ckpt")
+    assert f"under the key named {first!r}, and the present one is {key_name(digest_key())!r}" in told
+    monkeypatch.setenv(KEY_FILE, str(home / "models/secret/key"))
+    (home / "c").mkdir()
+    (told,) = said("person-005", "c/c.ckpt")
+    assert "under the key named" in told

@@ -106,26 +106,35 @@ class IFRUCallback(lightning.Callback):
         self.ledger: list[Entry] = []
         self.report: UnlearningReport | None = None
         self._states = WarmStates()
+        self._trained_after: str | None = None  # the entry since which the model has been trained from the beginning
         self._undone: Target | None = None  # where to write once the model has been trained anew
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ledger."""
-        return {"ledger": [dict(entry) for entry in self.ledger]}
+        """Return the ledger, and the id of its last entry where the model was trained from the beginning since."""
+        anew = {} if self._drifts() is not None or not self.ledger else {"trained_after": self._trained_after}
+        return {"ledger": [dict(entry) for entry in self.ledger], **anew}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's ledger: what it does not know of was of other data, or it would be refused."""
         self.ledger = entries_of(state_dict)
+        self._trained_after = state_dict.get("trained_after")
+
+    def _drifts(self) -> Entry | None:
+        """The entry whose drift the next unlearning goes on from."""
+        last = self.ledger[-1] if self.ledger else None
+        return None if last is not None and last.get("id", "") == self._trained_after else last
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse before training what could not be forgotten after it."""
+        """Refuse before training what could not be forgotten after it; from epoch 0 without a file all begins anew."""
         self._states.forget()
-        if self.request is None:
-            return
-        module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
-        check_setup(trainer, module)
-        with together(trainer):
-            self.request = as_request(self.request)
-            data.table.plan(self.request if data.pending is None else data.pending | self.request)
+        if self.request is not None:
+            module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
+            check_setup(trainer, module)
+            with together(trainer):
+                self.request = as_request(self.request)
+                data.table.plan(self.request if data.pending is None else data.pending | self.request)
+        if self.ledger and not (trainer.ckpt_path or trainer.current_epoch or trainer.global_step):
+            self._trained_after = self.ledger[-1].get("id", "")
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Apply :attr:`request`, once."""
@@ -220,8 +229,7 @@ class IFRUCallback(lightning.Callback):
             if self.on_incomplete == "retrain":
                 check_retrainable(trainer, module)
             unlearning = Unlearning.of(module, data, self.method, ranks, self._states)
-            drift = Drift.of(self.ledger[-1] if self.ledger else None)
-            assessment = Assessment(unlearning, self.tolerance, drift)
+            assessment = Assessment(unlearning, self.tolerance, Drift.of(self._drifts()))
             if target is None:
                 phases.begin("estimating")
                 return ranks.first(assessment.preview())
@@ -231,8 +239,7 @@ class IFRUCallback(lightning.Callback):
             update = unlearning.solve(step)
             laps.append(ticks())
             phases.begin("evaluating" if self.evaluate else "applying")
-            kept = self.on_incomplete == "warn"
-            report = assessment.report(update, step, evaluate=self.evaluate, kept=kept)
+            report = assessment.report(update, step, evaluate=self.evaluate, kept=self.on_incomplete == "warn")
             incomplete = report.verdict == ADVISED
             if incomplete and self.on_incomplete == "raise":
                 raise IncompleteError(

@@ -13,6 +13,7 @@ from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.errors import IncompleteError
 from lightning_ifru.looseness import WEAKER, pair_moves
 from lightning_ifru.newton import NewtonSearch
+from lightning_ifru.retraining import redraw
 from lightning_ifru.system import System
 from lightning_ifru.verdict import ADVISED, COMPLETE, WITHIN, Drift, Evidence, Tolerance, judge
 
@@ -193,6 +194,43 @@ def test_what_adds_up_goes_on_from_a_checkpoint(trained, make_data, make_model, 
     )
     assert report.drift["requests"] == 2
     assert report.drift["trained"] == first.drift["trained"]
+
+
+@pytest.mark.parametrize("new", ["trainer", "process"])
+def test_what_adds_up_ends_with_a_training_anew_and_goes_on_with_a_longer_one(
+    trained, make_data, make_trainer, tmp_path, new
+):
+    """Also where the model trained anew has been saved and is loaded elsewhere before it forgets again."""
+    trainer, model, data = trained(callbacks=[callback := IFRUCallback()], max_epochs=2)
+    first = trainer.unlearn(data, request=pairs(data, 0, 1))
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(model, datamodule=data)
+    second = trainer.unlearn(data, request=pairs(data, 3))
+    assert second.drift["requests"] == 2, "trained further"
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+
+    again = make_trainer(callbacks=[callback], max_epochs=4)
+    again.fit(model, datamodule=data, ckpt_path=tmp_path / "second.ckpt")
+    assert again.unlearn(data, request=pairs(data, 7), dry_run=True).drift == {}
+    assert "trained_after" not in callback.state_dict(), "trained further from a checkpoint"
+
+    redraw(model)
+    present = len(data.train)
+    fresh = make_trainer(callbacks=[callback], max_epochs=2)
+    fresh.fit(model, datamodule=data)
+    given = {}
+    if new == "process":
+        fresh.save_checkpoint(tmp_path / "fresh.ckpt")
+        callback = IFRUCallback()
+        fresh, data = make_trainer(callbacks=[callback]), make_data()
+        given = {"model": model, "ckpt_path": tmp_path / "fresh.ckpt"}
+    request = pairs(data, 20)
+    third = fresh.unlearn(data, request=request, **given)
+    assert (third.drift["requests"], third.drift["trained"]) == (1, present)
+    assert third.drift["requests"] < first.drift["requests"] + second.drift["requests"]
+    assert [entry["drift"]["requests"] for entry in callback.ledger] == [1, 2, 1]
+    assert "trained_after" not in callback.state_dict()
+    assert fresh.unlearn(data, request=pairs(data, 9)).drift["requests"] == 2
 
 
 def test_an_incomplete_one_is_undone_where_that_is_asked_for(trained, snapshot):

@@ -199,7 +199,8 @@ class Ledger:
             >>> known = [{"id": "a", "line": "m", "checkpoint_before": "12ab"}, {"id": "b", "line": "m"}]
             >>> _ = ledger.append([*known, {"id": "c", "line": "another"}], {})
             >>> ledger = Ledger(ledger.path)
-            >>> [[line["id"] for line in ledger.unknown_to(*at)] for at in (([], "12ab"), (known[:1], None), (known, ""))]
+            >>> places = [([], "12ab"), (known[:1], None), (known, None)]
+            >>> [[line["id"] for line in ledger.unknown_to(*place)] for place in places]
             [['a', 'b'], ['b'], []]
         """
         ids, models = ({one[name] for one in entries if isinstance(one.get(name), str)} for name in ("id", "line"))

@@ -8,6 +8,8 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import Timeout
+
 from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError
 from lightning_ifru.ledger import Entry, Ledger, entries_in
@@ -25,6 +27,8 @@ class LedgerCheck:
         faults: what is, a sentence each.
         restored: how many lines were missing at its end and taken from the checkpoints, as after a crash.
         checkpoints: of every checkpoint that it names, whether it is ``"as written"``, ``"gone"`` or ``"changed"``.
+        last: the SHA-256 of the last line, ``None`` where there is none. Kept elsewhere, it tells whether a later
+            ledger has this one as its beginning; the last line has none after it that would say that it was changed.
     """
 
     ledger: str
@@ -33,6 +37,7 @@ class LedgerCheck:
     faults: list[str]
     restored: int
     checkpoints: dict[str, str]
+    last: str | None = None
 
     def to_json(self) -> str:
         """Return all attributes as JSON, in one line."""
@@ -44,8 +49,14 @@ class LedgerCheck:
         restored = f", {self.restored} of them restored from the checkpoints beside it" if self.restored else ""
         verdict = "every line follows from the one before" if self.holds else "it does not hold"
         states = ", ".join(f"{name} {state}" for name, state in self.checkpoints.items())
-        lines = [f"{self.ledger}: {requests}{restored}; {verdict}.", *(f"  - {fault}" for fault in self.faults)]
+        lines = [f"{self.ledger}: {requests}{restored}; {verdict}."]
+        if self.restored > 1 or 0 < self.restored == self.lines:
+            why = "the file was emptied or is new" if self.restored == self.lines else "more than a crash takes away"
+            lines.append(f"RESTORED {self.restored} lines from the checkpoints: {why}.")
+        lines += [f"  - {fault}" for fault in self.faults[:_MOST_FAULTS]]
+        lines += [f"  - and {len(self.faults) - _MOST_FAULTS} more."] if len(self.faults) > _MOST_FAULTS else []
         lines += [f"Checkpoints: {states}."] if states else []
+        lines += [f"SHA-256 of the last line, to be kept elsewhere: {self.last}"] if self.last else []
         return "\n".join(map(printable, lines))  # names are whatever the file says
 
 
@@ -56,23 +67,28 @@ def check_ledger(path: Path) -> LedgerCheck:
         path: of the file, or of the folder that it stands in.
 
     Raises:
-        DataError: there is none, and no checkpoint says what would stand in it.
+        DataError: there is none, and no checkpoint says what would stand in it; or lines are missing while another
+            process writes into the folder, which may add them.
     """
     path = path / LEDGER if path.is_dir() else path
     try:
         beside = {file: entries_in(file) or [] for file in sorted(filter(_packed, path.parent.glob("*")), key=_age)}
+        existed = path.exists()
         restored, why = _restore(path, beside)
         if not path.exists():
             raise DataError(f"there is no ledger {path}; give the path of one, which stands beside the checkpoints.")
         ledger = Ledger(path)
-        faults = _chain(ledger)
+        faults = _chain(ledger) + _descent(ledger)
+        if existed and restored > 1:
+            faults.insert(0, f"it had lost {restored} lines, and a crash takes away the last one alone.")
         checkpoints, more = _named(ledger, path.parent)
         faults += more + _carried(ledger, beside)
     except OSError as error:
         raise DataError(f"the ledger {path} cannot be read ({error.strerror or error}); check the file.") from error
     if ledger.torn:
         faults.append(f"its last line is not whole, and could not be restored{why}.")
-    return LedgerCheck(str(path), len(ledger.lines), not faults, faults, restored, checkpoints)
+    last = hashlib.sha256(ledger.texts[-1]).hexdigest() if ledger.texts else None
+    return LedgerCheck(str(path), len(ledger.lines), not faults, faults, restored, checkpoints, last)
 
 
 def _restore(path: Path, beside: dict[Path, list[Entry]]) -> tuple[int, str]:
@@ -82,6 +98,8 @@ def _restore(path: Path, beside: dict[Path, list[Entry]]) -> tuple[int, str]:
     lacking = [entries for entries in beside.values() if {entry.get("id") for entry in entries} - known - {None}]
     if not lacking and not ledger.torn:
         return 0, ""
+    if _chain(ledger):
+        return 0, ", as the lines before do not hold"
     try:
         with alone_in(path.parent):
             # Of several with the same last entry the oldest is the one that was written with it.
@@ -90,6 +108,8 @@ def _restore(path: Path, beside: dict[Path, list[Entry]]) -> tuple[int, str]:
             unique = {entry["id"]: entry for entry in every if "id" in entry}
             return Ledger(path).append([*unique.values()], files), ""
     except (DataError, ValueError) as error:
+        if isinstance(error.__cause__, Timeout):  # what is missing may be about to be written
+            raise
         return 0, f": {error}"
 
 
@@ -107,6 +127,29 @@ def _chain(ledger: Ledger) -> list[str]:
         seen.add(line and line["id"])
         previous = hashlib.sha256(text).hexdigest()
     return faults
+
+
+def _descent(ledger: Ledger) -> list[str]:
+    """Where a line does not go on from the one whose checkpoint it says was unlearned, or half names its own."""
+    faults = []
+    lines = [(number, line) for number, line in enumerate(ledger.lines, start=1) if line is not None]
+    written = {line.get("checkpoint_after"): (number, line) for number, line in reversed(lines) if _named_whole(line)}
+    for number, line in lines:
+        before, entry = line.get("checkpoint_before"), line.get("number")
+        if not _named_whole(line) and (line.get("checkpoint"), line.get("checkpoint_after")) != (None, None):
+            faults.append(f"line {number} has of its checkpoint's name and hash one alone.")
+        if not isinstance(before, str) or before not in written:
+            continue
+        earlier, parent = written[before]
+        if earlier >= number:
+            faults.append(f"line {number} stands before line {earlier}, whose checkpoint was unlearned in it.")
+        elif parent["line"] != line["line"] or not isinstance(entry, int) or parent.get("number") != entry - 1:
+            faults.append(f"line {number} does not go on from line {earlier}, whose checkpoint was unlearned in it.")
+    return faults
+
+
+def _named_whole(line: Entry) -> bool:
+    return isinstance(line.get("checkpoint"), str) and isinstance(line.get("checkpoint_after"), str)
 
 
 def _named(ledger: Ledger, folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -148,3 +191,7 @@ def _packed(path: Path) -> bool:
 
 def _age(path: Path) -> tuple[float, str]:
     return path.stat().st_mtime, path.name
+
+
+#: Faults that are printed; as JSON all are.
+_MOST_FAULTS = 20

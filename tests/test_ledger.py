@@ -9,6 +9,7 @@ import platform
 import shutil
 import zipfile
 from datetime import datetime
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -154,7 +155,25 @@ def exchanged(folder):
     shutil.copy(folder / "1.ckpt", folder / "2.ckpt")
 
 
+def told_anew(folder, order=(0, 1, 2), **values):
+    """Somebody without the checkpoints writes a chain whose hashes hold."""
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
+    lines = [lines_of(folder)[number] for number in order]
+    lines[-1] |= values
+    lines[0]["previous"] = None
+    for before, line in itertools.pairwise(lines):
+        line["previous"] = sha256(json.dumps(before).encode())
+    write(folder, lines)
+
+
 TAMPERED = {
+    "a count": (lambda f: told_anew(f, number=2), "line 3 does not go on from line 2"),
+    "a count that is none": (lambda f: told_anew(f, number="3"), "line 3 does not go on from line 2"),
+    "another model": (lambda f: told_anew(f, line="mine"), "line 3 does not go on from line 2"),
+    "the order": (lambda f: told_anew(f, (0, 2, 1)), "line 2 stands before line 3"),
+    "a name taken out": (lambda f: told_anew(f, checkpoint=None), "line 3 has of its checkpoint's name and hash one"),
+    "a hash taken out": (lambda f: told_anew(f, checkpoint_after=None), "line 3 has of its checkpoint's name and hash"),
     "a number": (lambda f: changed(f, 1, num_forgotten=1), "line 3 does not follow from line 2 as it stands"),
     "a line taken out": (without_a_line, "line 2 does not follow from line 1 as it stands"),
     "the first hash": (lambda f: changed(f, 0, previous="ab"), "line 1 does not follow from nothing"),
@@ -306,17 +325,80 @@ def test_the_same_again_restores_the_end_and_writes_nothing_else(folder, unlearn
     assert (folder / "3.ckpt").read_bytes() == checkpoint
 
 
-def test_what_cannot_be_restored_does_not_hold(folder, capsys):
+def test_what_cannot_be_restored_does_not_hold(folder, monkeypatch):
     torn(folder)
     before = (folder / LEDGER).read_bytes()
-    with alone_in(folder):
-        found = check_ledger(folder)
-    assert [fault.partition(",")[0] for fault in found.faults] == [
+    monkeypatch.setattr(Ledger, "append", Mock(side_effect=ValueError("no room")))
+    found = check_ledger(folder)
+    assert found.faults == [
         "3.ckpt tells of 1 unlearnings of which the ledger has no line.",
-        "its last line is not whole",
+        "its last line is not whole, and could not be restored: no room.",
     ]
-    assert "another unlearning writes into" in found.faults[1]
     assert (folder / LEDGER).read_bytes() == before
+
+
+def test_lines_are_not_missed_while_another_process_may_add_them(folder, capsys):
+    with alone_in(folder):
+        assert check_ledger(folder).holds
+        cut(folder)
+        before = (folder / LEDGER).read_bytes()
+        assert main(["audit", "--ledger", str(folder)]) == 1
+    assert "another unlearning writes into" in capsys.readouterr().err
+    assert (folder / LEDGER).read_bytes() == before
+
+
+def emptied(folder):
+    (folder / LEDGER).write_text("")
+
+
+@pytest.mark.parametrize(
+    ("lose", "code", "restored", "why"),
+    [
+        (emptied, 3, 3, "the file was emptied or is new"),
+        (gone, 0, 3, "the file was emptied or is new"),
+        (lambda f: write(f, lines_of(f)[:1]), 3, 2, "more than a crash takes away"),
+        (cut, 0, 1, None),
+    ],
+)
+def test_more_than_a_crash_takes_away_is_restored_loudly(folder, capsys, lose, code, restored, why):
+    whole = (folder / LEDGER).read_bytes()
+    lose(folder)
+    assert main(["audit", "--ledger", str(folder)]) == code
+    said = capsys.readouterr().out
+    assert (f"RESTORED {restored} lines from the checkpoints: {why}." in said) == (why is not None)
+    assert ("RESTORED" in said) == (why is not None)
+    assert f"it had lost {restored} lines" in said or code == 0
+    assert (folder / LEDGER).read_bytes() == whole
+
+
+def test_nothing_is_restored_onto_a_broken_chain(folder):
+    without_a_line(folder)
+    before = (folder / LEDGER).read_bytes()
+    found = check_ledger(folder)
+    assert (found.holds, found.restored, (folder / LEDGER).read_bytes()) == (False, 0, before)
+    assert "3.ckpt tells of 1 unlearnings of which the ledger has no line." in found.faults
+
+
+def test_the_hash_of_the_last_line_tells_a_change_that_nothing_else_does(folder, capsys):
+    last = sha256((folder / LEDGER).read_bytes().splitlines()[-1])
+    assert check_ledger(folder).last == last
+    (folder / "3.ckpt").unlink()
+    changed(folder, 2, num_forgotten=1)
+    assert main(["audit", "--ledger", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert last not in said
+    assert f"to be kept elsewhere: {sha256((folder / LEDGER).read_bytes().splitlines()[-1])}" in said
+
+
+def test_twenty_faults_are_printed_and_the_rest_is_counted(folder, capsys):
+    (folder / LEDGER).write_text("mine\n" * 152)
+    (folder / "0.ckpt").unlink()
+    faults = len(check_ledger(folder).faults)
+    assert faults >= 152
+    assert main(["audit", "--ledger", str(folder)]) == 3
+    said = capsys.readouterr().out
+    assert said.count("\n  - line ") == 20
+    assert f"  - and {faults - 20} more." in said
 
 
 def test_a_clock_that_goes_backwards_breaks_nothing(folder, unlearn, monkeypatch):

@@ -24,8 +24,7 @@ from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.trainer import unlearn
 from lightning_ifru.verdict import Tolerance
-
-__version__ = "0.1.0"
+from lightning_ifru.versions import __version__ as __version__
 
 __all__ = [
     "IFRU",

@@ -11,13 +11,13 @@ from contextlib import nullcontext, redirect_stdout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import lightning_ifru
 from lightning_ifru.audit_command import audit_command
 from lightning_ifru.command_parser import CommandParser, add_flag
 from lightning_ifru.demo import demo
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.scan_command import scan_command
 from lightning_ifru.training_command import TrainingCommand
+from lightning_ifru.versions import __version__
 
 
 def main(args: list[str] | None = None) -> int:
@@ -70,9 +70,7 @@ def demo_command(name: str, args: list[str], description: str, usage: str) -> No
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="lightning-ifru", description=_DESCRIPTION, epilog=_EPILOG, version=lightning_ifru.__version__
-    )
+    parser = CommandParser(prog="lightning-ifru", description=_DESCRIPTION, epilog=_EPILOG, version=__version__)
     commands = parser.add_subcommands(metavar="COMMAND", title="commands", description=None)
     for name, (_, description, _) in _COMMANDS.items():
         line = description.partition("\n")[0]

@@ -9,7 +9,7 @@ import torch
 import torch_geometric
 import torchmetrics
 
-import lightning_ifru
+__version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
@@ -20,7 +20,7 @@ def versions() -> dict[str, str]:
         ['lightning', 'lightning-ifru', 'python', 'torch', 'torch-geometric', 'torchmetrics']
     """
     return {
-        "lightning-ifru": lightning_ifru.__version__,
+        "lightning-ifru": __version__,
         "lightning": lightning.__version__,
         "torch": str(torch.__version__),
         "torch-geometric": torch_geometric.__version__,

@@ -1,6 +1,8 @@
 """The command line's manners: help, version, exit codes, both spellings of options; the audit and the demo."""
 
+import ast
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +11,16 @@ import yaml
 import lightning_ifru
 from lightning_ifru import UnlearningRequest
 from lightning_ifru.cli import main
+
+
+def test_no_module_imports_the_package_that_imports_it():
+    folder = Path(lightning_ifru.__file__).parent
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert "lightning_ifru" not in names, path.name
+    assert f'version = "{lightning_ifru.__version__}"' in (folder.parent / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lightning_ifru.errors import RequestError
 from lightning_ifru.forgotten import Known
-from lightning_ifru.ids import Positions
+from lightning_ifru.ids import IdIndex, Positions
 from lightning_ifru.incidence import Incidence
 from lightning_ifru.keys import digest_key
 from lightning_ifru.request import LineKey, UnlearningRequest
@@ -60,21 +61,29 @@ def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal
     for kind, text in request.texts:
         keys[kind].append(text)
     pairs = keys["interaction"]
-    users, items = table.users.lookup(keys["user"]), table.items.lookup(keys["item"])
-    pair_user = table.users.lookup(pair[0] for pair in pairs)
-    pair_item = table.items.lookup(pair[1] for pair in pairs)
+    named: dict[str, list[Any]] = {side: _meant(table, side, keys[side]) for side in ("user", "item")}
+    sides = (_meant(table, side, [pair[k] for pair in pairs]) for k, side in enumerate(named))
+    named["interaction"] = [*zip(*sides, strict=True)]
+    users, items = table.users.lookup(named["user"]), table.items.lookup(named["item"])
+    pair_user = table.users.lookup(pair[0] for pair in named["interaction"])
+    pair_item = table.items.lookup(pair[1] for pair in named["interaction"])
     pair_rows, pair_known = _rows_of_pairs(table, pair_user, pair_item)
     # Nodes of a graph have a position, and yet nothing to forget where they have no edges.
-    missing: list[LineKey] = [("user", keys["user"][k]) for k in _without_rows(table.by_user, users)]
-    missing += [("item", keys["item"][k]) for k in _without_rows(table.by_item, items)]
-    missing += [("interaction", pairs[k]) for k in np.flatnonzero(~pair_known)]
-    if missing:
-        _check_forgotten(table, missing, request)
+    missing = {
+        "user": _without_rows(table.by_user, users),
+        "item": _without_rows(table.by_item, items),
+        "interaction": np.flatnonzero(~pair_known),
+    }
+    absent: dict[LineKey, LineKey] = {
+        (kind, keys[kind][k]): (kind, named[kind][k]) for kind, places in missing.items() for k in places
+    }
+    if absent:
+        _check_forgotten(table, absent, request)
 
     # What is missing has no rows; -1 would be the last position.
     whole = (
-        table.by_user.rows(torch.from_numpy(users[users >= 0]))[0],
-        table.by_item.rows(torch.from_numpy(items[items >= 0]))[0],
+        table.by_user.rows(torch.from_numpy(np.unique(users[users >= 0])))[0],
+        table.by_item.rows(torch.from_numpy(np.unique(items[items >= 0])))[0],
     )
     positions = torch.cat([*whole, pair_rows]).unique()
     if len(positions):
@@ -88,7 +97,24 @@ def plan_removal(table: InteractionTable, request: UnlearningRequest) -> Removal
     gone_items, withdrawn = _emptied(table.item[positions], split, table.by_item.counts, table.train_counts[1])
     rows = torch.zeros(len(table), dtype=torch.bool)
     rows[positions] = True
-    return Removal(positions, rows, gone_users, gone_items, withdrawn, counts, absent=len(missing))
+    return Removal(positions, rows, gone_users, gone_items, withdrawn, counts, absent=len(absent))
+
+
+def _meant(table: InteractionTable, side: str, texts: list[str]) -> list[str]:
+    """Return ids as the data have them: tables with gaps write 42.0 for 42, which it is unless 42.0 is or was there."""
+    index: IdIndex = table.users if side == "user" else table.items
+    known = None
+    meant = list(texts)
+    for k in np.flatnonzero(index.lookup(texts) < 0):
+        whole = _WHOLE.fullmatch(texts[k])
+        if whole is None:
+            continue
+        if table.record:
+            known = known or table.record.under(digest_key())
+            if known.others or (known.user if side == "user" else known.item)(texts[k]):
+                continue
+        meant[k] = whole[1]
+    return meant
 
 
 def _rows_of_pairs(table: InteractionTable, user: Positions, item: Positions) -> tuple[Tensor, Any]:
@@ -124,14 +150,14 @@ def _emptied(column: Tensor, split: Tensor, counts: Tensor, train_counts: Tensor
     return touched[absent | untrained], touched[absent]
 
 
-def _check_forgotten(table: InteractionTable, missing: list[LineKey], request: UnlearningRequest) -> None:
-    """Refuse entries that are not there, unless they were forgotten.
+def _check_forgotten(table: InteractionTable, absent: dict[LineKey, LineKey], request: UnlearningRequest) -> None:
+    """Refuse entries that are not there, as the request names them and as they are meant, unless they were forgotten.
 
     Raises:
         RequestError: Some were not, or it cannot be told with the present key.
     """
     known = table.record.under(digest_key()) if table.record else None
-    unknown = [key for key in missing if known is None or not _was_forgotten(table, known, *key)]
+    unknown = [key for key, meant in absent.items() if known is None or not _was_forgotten(table, known, *meant)]
     if not unknown:
         return
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -156,3 +182,6 @@ def _was_forgotten(table: InteractionTable, known: Known, kind: str, text: Any) 
     index, asked = (table.users, known.user) if kind == "user" else (table.items, known.item)
     # Who has come back, and has no rows in this source, is not forgotten: the model has learned from the new ones.
     return int(index.lookup([text])[0]) < 0 and asked(text)
+
+
+_WHOLE = re.compile(r"(-?\d+)\.0+")

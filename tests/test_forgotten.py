@@ -464,3 +464,49 @@ def test_a_path_is_a_setting_and_so_are_lists_of_numbers(tmp_path):
     data = Saving(path, {"layers": 2}, val_fraction=0.2)
     assert data.hparams == {"source": path, "extra": {"layers": 2}, "val_fraction": 0.2}
     assert Saving(str(path), [64, 64]).hparams == {"source": str(path), "extra": [64, 64]}
+
+
+# --- ids as tables with gaps write them
+
+
+def numbered(users=(7, 8, 42), items=(1, 2, 3)):
+    return module([(user, item) for user in users for item in items])
+
+
+@pytest.mark.parametrize(
+    ("rows", "gone"),
+    [
+        ("42.0,", {(42, item) for item in (1, 2, 3)}),
+        (",2.0", {(user, 2) for user in (7, 8, 42)}),
+        ("42.0,3.0", {(42, 3)}),
+        ("42.00,\n42,", {(42, item) for item in (1, 2, 3)}),
+    ],
+    ids=["user", "item", "pair", "both ways"],
+)
+def test_a_whole_number_written_with_a_point_is_that_number(tmp_path, rows, gone):
+    (tmp_path / "forget.csv").write_text(f"user,item\n{rows}\n")
+    request = UnlearningRequest.from_file(tmp_path / "forget.csv")
+    whole, data = left(numbered()), forgetting(numbered(), request)
+    assert whole - left(data) == gone
+    assert absent(data, request) == (0, len(request.texts))
+
+
+def test_whoever_is_or_was_written_with_a_point_is_nobody_else():
+    request, pair = UnlearningRequest(users=["42.0"]), UnlearningRequest(interactions=[("42.0", 1)])
+    data = forgetting(numbered((7, 42, "42.0")), request)
+    assert left(data) == left(numbered((7, 42, "42.0"))) - {("42.0", item) for item in (1, 2, 3)}
+    assert absent(data, request) == (0, 1)
+    assert absent(data, pair) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["43.0", "42.5", "42.", "x42.0", "042.0"])
+def test_no_other_number_is_guessed(name):
+    with pytest.raises(RequestError, match=f"user '{name}'"):
+        numbered().forget(UnlearningRequest(users=[name]))
+
+
+def test_under_another_key_no_number_is_guessed(monkeypatch):
+    data = forgetting(numbered((7, 42, "42.0")), UnlearningRequest(users=["42.0"]))
+    monkeypatch.setenv(KEY, "the key of another machine")
+    with pytest.raises(RequestError, match=r"user '42\.0'; whether they were forgotten before cannot be told"):
+        data.forget(UnlearningRequest(users=["42.0"]))

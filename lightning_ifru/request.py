@@ -199,9 +199,13 @@ def _read_table(
     """The parts of a request, and in which row of the table each entry stands; ``what`` a row is called."""
     names = [name for name in (user, item) if name in table.columns]
     if not names or user == item:
+        joined = len(table.columns) == 1 and re.search(r"[;\t|]", str(table.columns[0]))
+        remedy = (
+            "separate the columns by commas" if joined else "rename them, or in Python name them by user= and item="
+        )
         raise RequestError(
             f"wanted a column {user!r} or {item!r}, or both, but its columns are {shown(list(table.columns), 500)}; "
-            "rename them, or name them by user= and item=."
+            f"{remedy}."
         )
     if len(names) == 1 and len(table.columns) > 1:
         # A misspelt column of items would otherwise turn every row into the erasure of a whole user.

@@ -243,3 +243,14 @@ def test_a_request_cannot_be_changed():
     with pytest.raises(AttributeError):
         request.users = ()
     assert len(request.users) == 3
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_columns_that_no_comma_separates_are_told_apart_from_misnamed_ones(tmp_path, mark):
+    path = tmp_path / "forget.csv"
+    path.write_text(f"user{mark}item\n42{mark}a\n")
+    with pytest.raises(RequestError, match=r"separate the columns by commas\.$"):
+        UnlearningRequest.from_file(path)
+    path.write_text("person\n42\n")
+    with pytest.raises(RequestError, match=r"rename them, or in Python name them by user= and item=\.$"):
+        UnlearningRequest.from_file(path)

@@ -1,9 +1,8 @@
 """A cron job: apply the requests of the day one after another, and leave a checkpoint after each.
 
-Requests are CSV or JSON files in a folder, named by their day (``2026-11-22.csv``), and are applied in the order of
-their names. Each is applied to the last checkpoint and gives ``0002-2026-11-22.csv.ckpt``, the next. Then the request
-moves to the folder ``done``; a run that breaks off loses nothing, and the next one forgets nothing twice. A request
-that is refused stays where it is and is reported; the others go on, and the exit code is 1.
+Requests are CSV or JSON files in a folder, named by ticket (``2026-117.csv``) and never by person: checkpoints and
+ledger carry the names. In their order each makes the next checkpoint, ``0002-2026-117.csv.ckpt``, and moves to the
+folder ``done``; a run that breaks off loses and repeats nothing. What is refused stays; the exit code is then 1.
 
     python examples/nightly_requests.py --requests requests --checkpoints checkpoints --train true
 """
@@ -47,6 +46,7 @@ def main(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message="Retrain this model")  # stands in the request's line
     say, complain = (Console(stderr=e, soft_wrap=True, markup=False, highlight=False).print for e in (False, True))
     left = 0
     try:
@@ -95,9 +95,9 @@ def apply(file: Path, job: L.Trainer, model: LightGCN, data: InteractionDataModu
     file.rename(done)
     if not report.num_forgotten:
         return f"{file.name}: all of it was forgotten before -> {last.name}"
-    fell = f"residual {report.residual_fell:.1f}-fold down" if report.steps else "not corrected, retrain"
-    said = f"{report.num_forgotten:,} interactions in {report.seconds['total']:.1f} s, {fell}"
-    return f"{file.name}: {said} -> {new.name}"
+    fell = f"residual {report.residual_fell:.1f}-fold down" if report.steps else "no step"
+    took = f"{report.num_forgotten:,} interactions in {report.seconds['total']:.1f} s"
+    return f"{file.name}: {took}, {fell} -> {new.name}, {report.verdict}: {' '.join(report.verdict_reasons)}"
 
 
 def newest(checkpoints: Path) -> Path:

@@ -27,6 +27,7 @@ from torch_geometric.data import HeteroData
 from lightning_ifru import IFRUCallback, InteractionDataModule, UnlearningError, UnlearningRequest
 from lightning_ifru.models import LightGCN
 from lightning_ifru.outputs import LEDGER
+from lightning_ifru.verdict import ADVISED
 
 FOLDER = Path(lightgcn.__file__).parent
 GOWALLA = FOLDER.parents[1] / "shared" / "data" / "gowalla-train.csv.gz"
@@ -397,14 +398,25 @@ def test_a_night_applies_requests_in_order_and_leaves_a_checkpoint_after_each(jo
     assert "u5" in job.ids("0000-trained.ckpt")
     assert "u5" not in job.ids(first) | job.ids(second)
     assert "i3" in job.ids(first) - job.ids(second)
-    wanted = rf"2026-11-21.csv: {counts[0]} interactions in [\d.]+ s, residual [\d.]+-fold down -> {first}"
+    wanted = rf"2026-11-21.csv: {counts[0]} interactions in [\d.]+ s, residual [\d.]+-fold down -> {first}, .+"
     assert re.fullmatch(wanted, said.out.splitlines()[0])
+    for line, entry in zip(said.out.splitlines(), job.ledger(second), strict=False):
+        assert f", {entry['verdict']}" in line
 
     assert job.run() == (0, (f"0 requests applied, 0 left; the last checkpoint is {job.checkpoints / second}.\n", ""))
     job.ask("2026-11-23.csv", "user,item\nu6,\n")
     assert job.run()[0] == 0
     assert job.names[2][3:] == ["0003-2026-11-23.csv.ckpt"]
     assert len(job.ledger("0003-2026-11-23.csv.ckpt")) == 3
+
+
+def test_a_night_says_of_each_request_why_it_is_not_to_be_trusted(job):
+    job.ask("a.csv", "user,item\nu5,\n")
+    code, said = job.run()
+    assert (code, said.err) == (0, "")
+    (entry,) = job.ledger("0001-a.csv.ckpt")
+    assert entry["verdict"] == ADVISED
+    assert said.out.splitlines()[0].endswith(f"ckpt, retrain advised: {' '.join(entry['verdict_reasons'])}")
 
 
 def test_a_night_does_what_unlearning_by_hand_does(job, make_trainer):

@@ -83,7 +83,9 @@ class Assessment:
             if evaluate:
                 measured = self._measured(after, progress)
                 found = measured["metrics_before"], measured["metrics_after"]
-                check_metrics(*found, len(self._survivors("test")), self.tolerance)
+                test = self._survivors("test")
+                users = len(test.user[test.label > 0].unique())
+                check_metrics(*found, len(test), users, self.tolerance)
         seconds = {"evaluate": ticks() - since} if evaluate else {}
         verdict, drift = judge(self._evidence(update), self.drift, self.tolerance, kept=kept)
         return work.ranks.first(

@@ -10,6 +10,9 @@ from lightning_ifru.verdict import Tolerance
 
 #: Metrics are held against their bound where there are so many surviving test pairs; of fewer, one can be a fifth.
 MEASURED_PAIRS = 100
+#: Recall and NDCG are where they add up to so much over the users, of whom each has at most 1: of fewer hits, half can
+#: go by chance.
+MEASURED_HITS = 20
 
 
 def check_risk(before: float, after: float, tolerance: Tolerance) -> None:
@@ -33,21 +36,22 @@ def check_risk(before: float, after: float, tolerance: Tolerance) -> None:
 
 
 def check_metrics(
-    before: Mapping[str, float | None], after: Mapping[str, float | None], pairs: int, tolerance: Tolerance
+    before: Mapping[str, float | None], after: Mapping[str, float | None], pairs: int, users: int, tolerance: Tolerance
 ) -> None:
-    """Refuse a model that would predict far worse than before, where there are 100 test pairs or more to tell.
+    """Refuse a model that would predict far worse than before, where there are 100 test pairs and 20 hits to tell.
 
     Args:
         before: the metrics by name, ``None`` where one is not defined.
         after: the same of the corrected model.
         pairs: the test pairs that survive.
+        users: those of them who are recommended to, over whom recall and NDCG are means.
         tolerance: the bound.
 
     Raises:
         DegradationError: a metric would fall by more than the bound.
 
     Example:
-        >>> check_metrics({"auroc": 0.8}, {"auroc": 0.3}, 100, Tolerance())
+        >>> check_metrics({"auroc": 0.8}, {"auroc": 0.3}, 100, 50, Tolerance())
         Traceback (most recent call last):
         lightning_ifru.errors.DegradationError: auroc on 100 surviving test pairs would fall from 0.800 to 0.300, by ...
     """
@@ -55,6 +59,8 @@ def check_metrics(
         return
     for name, value in before.items():
         now = after[name]
+        if value is not None and name != "auroc" and value * users < MEASURED_HITS:
+            continue
         if value is not None and now is not None and now < (1 - tolerance.metric_falls) * value:
             raise DegradationError(
                 f"{name} on {pairs:,} surviving test pairs would fall from {value:.3f} to {now:.3f}, by more than the "

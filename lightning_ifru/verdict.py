@@ -46,7 +46,7 @@ class Tolerance:
         loss_grows: how many times as large the training objective on what stays may become by the steps; beyond it
             all is undone.
         metric_falls: the share of its value that AUROC, recall or NDCG may lose, where the callback evaluates and at
-            least 100 test pairs survive; beyond it all is undone.
+            least 100 test pairs survive (for recall and NDCG, 20 hits, too); beyond it all is undone.
 
     Raises:
         UnlearningError: a threshold out of its range.

@@ -101,10 +101,7 @@ def clear_rows(module: IFRUMixin, data: InteractionDataModule, removal: Removal)
         sizes = {data.num_users: "user", data.num_items: "item", data.num_users + data.num_items: "node"}
     for settings in saved_settings(module):
         for name, value in settings.items():
-            if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
-                whose = names.get(name) or sizes.get(len(value))
-                if whose is not None:
-                    settings[name] = _cleared(value, rows[whose])
+            settings[name] = _cleared_below(value, names.get(name), sizes, rows)
 
 
 def saved_settings(module: object) -> list[dict[str, Any]]:
@@ -117,16 +114,22 @@ def check_buffers(module: IFRUMixin, data: InteractionDataModule, removal: Remov
     """Refuse a module whose ``node_buffers`` do not fit, or that holds a graph of its own with what is to be forgotten.
 
     Raises:
-        ObjectiveError: they do not; or a buffer is an index of edges ``[2, E]``, or a sparse matrix of them, and one of
-            these is to be forgotten.
+        ObjectiveError: they do not; or a buffer is an index of edges ``[2, E]`` or ``[E, 2]``, or a matrix of them,
+            sparse or not, and one of these is to be forgotten.
     """
     node_buffers(module, module.node_buffers, data.num_users, data.num_items)
     for name, buffer in module.named_buffers():
+        users, items, nodes = data.num_users, data.num_items, data.num_users + data.num_items
         if buffer.layout != torch.strided:
             buffer = buffer.to_sparse_coo().coalesce().indices()
+        elif buffer.shape in ((users, items), (items, users), (nodes, nodes)):
+            # What has far more entries than there are pairs is no graph, and its places would take all memory.
+            few = int(buffer.count_nonzero()) <= 3 * int(data.table.alive.sum())
+            buffer = buffer.nonzero().T if few else buffer
+        elif buffer.dim() == 2 and buffer.shape[1] == 2 and len(buffer) != 2:
+            buffer = buffer.T
         if buffer.dtype not in (torch.int32, torch.int64) or buffer.dim() != 2 or len(buffer) != 2:
             continue
-        nodes = data.num_users + data.num_items
         first, second = buffer.cpu().to(torch.int64)
         codes = torch.stack([first * nodes + second, second * nodes + first])
         # Of two rows of other numbers some are pairs too, by chance.
@@ -149,6 +152,26 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             yield name, parameter
+
+
+def _cleared_below(
+    value: Any, named: NodeKind | None, sizes: Mapping[int, NodeKind], rows: Mapping[NodeKind, Tensor]
+) -> Any:
+    """A setting with the rows of the erased cleared, also in dicts and lists, which are the caller's own."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        whose = named or sizes.get(len(value))
+        return value if whose is None else _cleared(value, rows[whose])
+    if isinstance(value, dict):
+        below = {key: _cleared_below(part, None, sizes, rows) for key, part in value.items()}
+        if all(below[key] is part for key, part in value.items()):
+            return value
+        changed = value.copy()
+        changed.update(below)
+        return changed
+    if type(value) in (list, tuple):
+        parts = [_cleared_below(part, None, sizes, rows) for part in value]
+        return value if all(new is old for new, old in zip(parts, value, strict=True)) else type(value)(parts)
+    return value
 
 
 def _cleared(value: Any, rows: Tensor) -> Any:

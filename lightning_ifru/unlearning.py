@@ -13,6 +13,7 @@ from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.influence import IFRU, Update
+from lightning_ifru.leftovers import check_leftovers
 from lightning_ifru.local import LocalSolve
 from lightning_ifru.local_problem import Departure
 from lightning_ifru.locality import Path, WarmStates
@@ -79,6 +80,7 @@ class Unlearning:
         """
         removal = data.removal()
         check_buffers(module, data, removal)
+        check_leftovers(module, data)
         own_step = type(module).training_step is not IFRUMixin.training_step
         # To build the graph anew can take longer than one person's erasure, and dot products are not tried on any.
         tried = own_step or not module.scores_dot_products

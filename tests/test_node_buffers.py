@@ -132,6 +132,29 @@ def test_sparse_features_and_arrays_are_cleared_too(layout, featured, trained, m
     assert features.all()
 
 
+def test_rows_in_nested_settings_are_cleared_and_the_callers_own_are_not(featured, trained, make_data):
+    model, features, genres = featured
+    nested = {"inputs": [features, {"genres": genres.numpy(), "width": 3}], "none": (1, "a")}
+    model.hparams["nested"] = nested
+    trainer, model, data = trained(data=make_data(), model=model, max_epochs=2)
+    trainer.unlearn(data, request=UnlearningRequest(users=["person-003"]))
+    held = model.hparams["nested"]
+    assert torch.equal(held["inputs"][0], model.features)
+    assert held["inputs"][0].all(1).tolist() == [user != 3 for user in range(USERS)]
+    assert (held["inputs"][1]["genres"] == nested["inputs"][1]["genres"]).all()
+    assert held["none"] is nested["none"]
+    assert nested["inputs"][0] is features
+    assert features.all()
+
+
+def test_a_dense_matrix_of_numbers_is_no_graph(featured, make_data, make_trainer):
+    data = make_data()
+    model, trainer = Kept(*featured[1:], torch.rand(USERS, ITEMS) + 1), make_trainer(max_epochs=1)
+    trainer.fit(model, datamodule=data)
+    trainer.unlearn(data, request=UnlearningRequest(users=["person-003"]))
+    assert model.edges.all(1).tolist() == [user != 3 for user in range(USERS)]
+
+
 def test_a_failure_afterwards_puts_the_rows_back(featured, trained, make_data, snapshot, monkeypatch):
     trainer, model, data = trained(data=make_data(), model=featured[0])
     hyper = {name: dict(getattr(model, name)) for name in ("_hparams", "_hparams_initial")}
@@ -183,13 +206,31 @@ class Kept(Featured):
         self.register_buffer("edges", edges)
 
 
-@pytest.mark.parametrize("form", ["edges of nodes", "pairs of users and items", "a sparse matrix"])
+FORMS = (
+    *("edges of nodes", "pairs of users and items", "a sparse matrix", "a history", "a mask", "a mask of items"),
+    *("an adjacency", "a sparse mask"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_copy_of_the_graph_is_refused_before_anything_is_done(form, featured, make_data, make_trainer):
     data = make_data()
     graph = data.graph()
     pairs = torch.stack([data.train.user, data.train.item])
     sparse = torch.sparse_coo_tensor(graph, torch.ones(graph.shape[1]), (NODES, NODES))
-    edges = {"edges of nodes": graph, "pairs of users and items": pairs, "a sparse matrix": sparse}[form]
+    mask = torch.zeros(USERS, ITEMS, dtype=torch.bool)
+    mask[tuple(pairs)] = True
+    forms = (
+        graph,
+        pairs,
+        sparse,
+        pairs.T,
+        mask,
+        mask.T.to(torch.int64),
+        sparse.to_dense(),
+        mask.float().to_sparse(),
+    )
+    edges = dict(zip(FORMS, forms, strict=True))[form]
     model, trainer = Kept(*featured[1:], edges.clone()), make_trainer(max_epochs=1)
     weights = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(ObjectiveError, match="the buffer 'edges' of Kept is a graph of its own"):

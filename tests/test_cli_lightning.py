@@ -20,9 +20,8 @@ import yaml
 from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule, UnlearningReport, UnlearningRequest
 from lightning_ifru.cli import main
 from lightning_ifru.errors import UnlearningError
-from lightning_ifru.ledger import LEDGER
 from lightning_ifru.models import LightGCN
-from lightning_ifru.outputs import LOCK
+from lightning_ifru.outputs import LEDGER, LOCK
 
 COMMANDS = ["fit", "validate", "test", "predict", "unlearn"]
 COLUMNS = {"rating": "rating", "threshold": 3.0, "seed": 3, "batch_size": 64}

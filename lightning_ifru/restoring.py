@@ -117,8 +117,8 @@ def _rows_to_drop(table: InteractionTable, state: Mapping[str, Any], there: Forg
         then = state["num_rows"] - len(state["forgotten"])
         warnings.warn(
             f"the source does not hold the rows that the checkpoint was saved with ({int(table.alive.sum()):,} "
-            f"interactions now, {then:,} then): all is worked out on the rows as they are now, new ones included, which "
-            "the weights may not have seen; read the same source again if that is not meant.",
+            f"interactions now, {then:,} then): all is worked out on the rows as they are now, new ones included, "
+            "which the weights may not have seen; read the same source again if that is not meant.",
             stacklevel=2,
         )
     if not len(there):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NUM_ITEMS, NUM_USERS
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
+from conftest import NUM_ITEMS, NUM_USERS
 from lightning_ifru import IFRU, IFRUCallback, Loss, ObjectiveError, UnlearningError, UnlearningRequest
 from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
 

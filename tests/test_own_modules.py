@@ -3,10 +3,10 @@
 import lightning
 import pytest
 import torch
-from conftest import NUM_ITEMS, NUM_USERS
 from stock_layers import GAT, Bipartite, GraphSAGE
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
+from conftest import NUM_ITEMS, NUM_USERS
 from lightning_ifru import IFRU, IFRUMixin, ObjectiveError, UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.newton import NewtonSearch

@@ -492,7 +492,7 @@ def table():
             yield pytest.param(how, breaks, error, fragments, id=f"{how}-{name_of(breaks)}")
 
 
-@pytest.mark.parametrize(("how", "breaks", "error", "fragments"), table())
+@pytest.mark.parametrize(("how", "breaks", "error", "fragments"), [*table()])
 def test_bad_input_is_refused_with_a_sentence_and_nothing_is_lost(world, snapshot, how, breaks, error, fragments):
     call = breaks(world) or world.call
     world.dry_run = how == "dry run"

@@ -1,19 +1,33 @@
 """What many small requests leave: the verdict follows the distance to models retrained in pair."""
 
 import pytest
-from drift import LITTLE, TOO_MUCH, Training, choose, follow, outcome, summary, table, trainings
+from drift import (
+    CHOSEN,
+    FRESH,
+    LITTLE,
+    PARTS,
+    TESTED,
+    TOO_MUCH,
+    Training,
+    choose,
+    follow,
+    outcome,
+    summary,
+    table,
+    trainings,
+)
 
 from lightning_ifru.verdict import ADVISED, Tolerance
 
 
-def row(half=0, ratios=(0.1, 0.2), doubts=(0.05, 0.1), moved=0.05, stuck=(0, 0), name="MF"):
+def row(part=CHOSEN, ratios=(0.1, 0.2), doubts=(0.05, 0.1), moved=0.05, stuck=(0, 0), name="MF"):
     """A row of two requests with a point after each."""
     drifts = [
         {"forgotten": 10, "trained": 10**6, "stuck": s, "moved": 1.0, "undecided": d / (1 - d)}
         for d, s in zip(doubts, stuck, strict=True)
     ]
     points = [{"requests": k, "ratio": ratio, "moved": moved} for k, ratio in enumerate(ratios, start=1)]
-    where = {"model": name, "loss": "bce", "weight_decay": 1e-3, "world": "planted", "half": half, "seed": 0}
+    where = {"model": name, "loss": "bce", "weight_decay": 1e-3, "world": "planted", "part": part, "seed": 0}
     return where | {"drifts": drifts, "points": points}
 
 
@@ -43,16 +57,20 @@ def test_where_nothing_is_to_be_forgotten_there_is_no_outcome():
 def test_the_threshold_is_chosen_by_the_rule():
     rows = [row(ratios=(0.1, 0.1), doubts=(0.1, 0.2)), row(ratios=(0.4, 0.7), doubts=(0.2, 0.4))]
     assert 0.2 <= choose(rows) < 0.4
-    text = summary([*rows, row(half=1, ratios=(0.4, 0.7), doubts=(0.1, 0.1), name="GAT")], choose(rows))
+    text = summary([*rows, row(part=TESTED, ratios=(0.4, 0.7), doubts=(0.1, 0.1), name="GAT")], choose(rows))
     assert "missed: GAT, bce, 0.001, planted, above from 2 on, turned: None" in text
     assert table(rows, 0.3).splitlines()[2].endswith("| – |")
 
 
-def test_halves_are_as_large_and_have_every_model():
-    halves = [[one for one in trainings() if one.half == half] for half in (0, 1)]
-    assert [len(half) for half in halves] == [24, 24]
-    for field in ("model", "loss", "world"):
-        assert {getattr(one, field) for one in halves[0]} == {getattr(one, field) for one in halves[1]}
+def test_parts_are_as_large_and_have_every_model_and_nothing_in_common():
+    parts = [[one for one in trainings() if one.part == part] for part in PARTS]
+    assert [len(part) for part in parts] == [24, 24, 48]
+    for field in ("model", "loss", "weight_decay", "world"):
+        assert len({frozenset(getattr(one, field) for one in part) for part in parts}) == 1
+    assert {one.seed for one in parts[0] + parts[1]}.isdisjoint(one.seed for one in parts[2])
+    users = [set(Training("MF", "bce", 1e-3, seed, part=FRESH).data().user_ids) for seed in (0, 1, 2)]
+    assert all(len(some) == 80 for some in users)
+    assert len(set.union(*users)) == 240
 
 
 CASES = [
@@ -72,8 +90,8 @@ def test_a_few_requests_are_judged_by_what_they_leave(training, advised):
 
 @pytest.mark.slow
 def test_of_a_hundred_requests_those_that_leave_much_are_told_from_those_that_leave_little():
-    # Of the half that the threshold was chosen on; by how much the other misses what is wanted is in docs/verdict.md.
-    wanted = [one for one in trainings() if one.half == 0 and one.model in ("MF", "LightGCN-1")]
+    # Of the part that the threshold was chosen on; by how much others miss what is wanted is in docs/verdict.md.
+    wanted = [one for one in trainings() if one.part == CHOSEN and one.model in ("MF", "LightGCN-1")]
     found = [one for one in (outcome(follow(one), Tolerance().doubt) for one in wanted) if one is not None]
     above, little = [one for one in found if one.exceeded], [one for one in found if one.little]
     assert len(above) >= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,17 @@ def id_text(value: Any) -> str:
     if hasattr(value, "item"):  # numpy scalars and tensors of one element
         value = value.item()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def whole_text(text: str) -> str | None:
+    """Return the whole number that a text with a fraction of zeros stands for, as tables with gaps write it.
+
+    Example:
+        >>> whole_text("42.0"), whole_text("42"), whole_text("4.2")
+        ('42', None, None)
+    """
+    number = re.fullmatch(r"(-?\d+)\.0+", text)
+    return number and number[1]
 
 
 class IdIndex:

@@ -6,6 +6,7 @@ name says what stands there: a column, a key, a table of ids. One that is long o
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lightning_ifru.ids import id_text
+from lightning_ifru.ids import id_text, whole_text
 from lightning_ifru.request import LineKey, UnlearningRequest
 
 Kind = Literal["user", "item"]
@@ -59,6 +60,7 @@ class Needles:
     Attributes:
         keys: of each entry its key in the request's ``texts``.
         labels: what each entry is called, by its place in the request and without its id.
+        spelled: of each entry its ids as they are written, and without the .0 behind whole numbers.
         quiet: how many entries only a name beside them would give away.
         longest: bytes of the longest form of an id.
 
@@ -78,19 +80,22 @@ class Needles:
         self._names = {"user": {"user", _plain_name(user)} - {""}, "item": {"item", _plain_name(item)} - {""}}
         self._whole: dict[str, dict[str, int]] = {"user": {}, "item": {}}
         self._pairs: dict[tuple[str, str], int] = {}
-        for number, (kind, text) in enumerate(self.keys):
-            if kind == "interaction":
-                self._pairs[text] = number  # type: ignore[index]
-            else:
-                self._whole[kind][text] = number  # type: ignore[index]
+        self.spelled: list[list[tuple[str, ...]]] = []
+        for number, (kind, key) in enumerate(self.keys):
+            texts: tuple[str, ...] = (key,) if isinstance(key, str) else key  # type: ignore[assignment]
+            self.spelled.append([*itertools.product(*map(_spellings, texts))])
+            for one in self.spelled[-1]:
+                if kind == "interaction":
+                    self._pairs.setdefault((one[0], one[1]), number)
+                else:
+                    self._whole[kind].setdefault(one[0], number)
+        self.quiet = sum(not all(map(is_telling, itertools.chain(*entry))) for entry in self.spelled)
         whole = [text for texts in self._whole.values() for text in texts]
-        self.quiet = sum(not is_telling(text) for text in whole)
-        self.quiet += sum(not (is_telling(user) and is_telling(item)) for user, item in self._pairs)
         parts = {part for pair in self._pairs for part in pair}
-        texts = {text.encode(): text for text in parts.union(whole) if is_telling(text)}
-        self.longest = max(map(len, texts), default=_KEY)
-        self._text = _Search(texts)
-        self._binary = _Search(texts | {form: text for text in texts.values() for form in _binary(text)})
+        forms = {text.encode(): text for text in parts.union(whole) if is_telling(text)}
+        self.longest = max(map(len, forms), default=_KEY)
+        self._text = _Search(forms)
+        self._binary = _Search(forms | {form: text for text in forms.values() for form in _binary(text)})
         self._numbers = {value: text for text in whole if (value := _number(text)) is not None}
 
     def ids(self, kind: Kind) -> list[str]:
@@ -273,6 +278,12 @@ _WHOLE_PART, _DECIMALS = re.compile(rb"[0-9]\."), re.compile(rb"\.[0-9]")
 
 def _plain_name(name: str) -> str:
     return re.sub(r"s$", "", re.sub(r"ids?$", "", re.sub(r"[^0-9a-z]", "", name.casefold())))
+
+
+def _spellings(text: str) -> list[str]:
+    """An id as it is written, and without the .0 that tables with gaps write behind whole numbers."""
+    whole = whole_text(text)
+    return [text] if whole is None else [text, whole]
 
 
 def _label(request: UnlearningRequest, key: LineKey, number: int) -> str:

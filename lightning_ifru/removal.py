@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lightning_ifru.errors import RequestError
 from lightning_ifru.forgotten import Known
-from lightning_ifru.ids import IdIndex, Positions
+from lightning_ifru.ids import IdIndex, Positions, whole_text
 from lightning_ifru.incidence import Incidence
 from lightning_ifru.keys import digest_key
 from lightning_ifru.request import LineKey, UnlearningRequest
@@ -106,14 +105,14 @@ def _meant(table: InteractionTable, side: str, texts: list[str]) -> list[str]:
     known = None
     meant = list(texts)
     for k in np.flatnonzero(index.lookup(texts) < 0):
-        whole = _WHOLE.fullmatch(texts[k])
+        whole = whole_text(texts[k])
         if whole is None:
             continue
         if table.record:
             known = known or table.record.under(digest_key())
             if known.others or (known.user if side == "user" else known.item)(texts[k]):
                 continue
-        meant[k] = whole[1]
+        meant[k] = whole
     return meant
 
 
@@ -182,6 +181,3 @@ def _was_forgotten(table: InteractionTable, known: Known, kind: str, text: Any) 
     index, asked = (table.users, known.user) if kind == "user" else (table.items, known.item)
     # Who has come back, and has no rows in this source, is not forgotten: the model has learned from the new ones.
     return int(index.lookup([text])[0]) < 0 and asked(text)
-
-
-_WHOLE = re.compile(r"(-?\d+)\.0+")

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -231,17 +231,18 @@ def _entries(
     present = {f"ids of {kind}s": Found() for kind in whose} | {"pairs that it has not forgotten": Found()}
     gone: set[int] = set()
     doubts = 0
-    for number, (kind, text) in enumerate(needles.keys):
+    for number, ((kind, _), spelled) in enumerate(zip(needles.keys, needles.spelled, strict=True)):
         if kind != "interaction":
-            if whose[kind].lookup([text])[0] >= 0:
+            if max(whose[kind].lookup(text for (text,) in spelled)) >= 0:
                 present[f"ids of {kind}s"][number] = 1
-            elif known is not None and (known.user(str(text)) if kind == "user" else known.item(str(text))):
+            elif known is not None and any(
+                map(known.user if kind == "user" else known.item, *zip(*spelled, strict=True))
+            ):
                 gone.add(number)
             continue
-        user, item = cast(tuple[str, str], text)
-        if known is not None and known.pair(user, item):
+        if known is not None and any(known.pair(user, item) for user, item in spelled):
             gone.add(number)
-        elif users.lookup([user])[0] >= 0 and items.lookup([item])[0] >= 0:
+        elif any(users.lookup([user])[0] >= 0 and items.lookup([item])[0] >= 0 for user, item in spelled):
             present["pairs that it has not forgotten"][number] = int(known is not None)
             doubts += known is None
     return {what: +found for what, found in present.items()}, gone, doubts

@@ -47,7 +47,7 @@ def look_through(value: Any, needles: Needles, skip: Set[str] = frozenset()) -> 
             seen.add(id(value))
             keep.append(value)
         if isinstance(value, Mapping):
-            found = needles.in_values(list(value), kind) | _pairs_in(value, needles)
+            found = needles.in_values(list(value), kind) | _pairs_in(value, where, skip, needles)
             plain = [part for part in value.values() if isinstance(part, _PLAIN)]
             nothing = not needles.in_values(plain, None)  # asked at once, for records have many fields
             for key, part in value.items():
@@ -85,9 +85,10 @@ def _in_array(value: torch.Tensor | np.ndarray[Any, Any], kind: Kind | None, nee
     return needles.in_numbers(value.reshape(-1), kind)
 
 
-def _pairs_in(value: Mapping[Any, Any], needles: Needles) -> Found:
+def _pairs_in(value: Mapping[Any, Any], where: str, skip: Set[str], needles: Needles) -> Found:
     """Pairs in a record with a user and an item, and in two columns beside each other."""
-    columns = {needles.kind_of(key): part for key, part in value.items()}
+    kinds = ((needles.kind_of(key), key) for key in value)
+    columns = {kind: value[key] for kind, key in kinds if kind and _below(where, key, needles) not in skip}
     if not {"user", "item"} <= columns.keys():
         return Found()
     users, items = (_texts(columns[kind]) for kind in ("user", "item"))

@@ -92,6 +92,8 @@ HOLDS = {
     "semicolons.csv": (42, lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False, sep=";")),
     "ratings.tsv": (42, lambda p: frame(user=[7, 42]).to_csv(p, index=False, sep="\t")),
     "ratings.csv.gz": (42, lambda p: frame(user_id=["7", "42"]).to_csv(p, index=False)),
+    "asked-as-a-float.csv": ("42.0", lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False)),
+    "asked-as-a-float.npy": (f"{NUMBER}.0", lambda p: np.save(p, np.array([1, NUMBER]))),
     "comments.csv": (TELLING, lambda p: frame(text=["x", f"as {TELLING}, said"]).to_csv(p, index=False)),
     "ratings.parquet": (42, lambda p: frame(users=[7, 42], x=[1, 2]).to_parquet(p)),
     "numbers.parquet": (NUMBER, lambda p: frame(x=[7, NUMBER]).to_parquet(p)),
@@ -161,6 +163,7 @@ HOLDS |= {
 RAW = ("raw.bin", "big-endian.bin", "an.pkl")
 PAIRS = {
     "pairs.csv": ((42, 7), lambda p: frame(user=[42, 8], item=[7, 42]).to_csv(p, index=False)),
+    "asked-as-floats.csv": (("42.0", "7.0"), lambda p: frame(user=[42, 8], item=[7, 42]).to_csv(p, index=False)),
     "pairs.json": ((42, 7), text_of('{"interactions": [[42, 7]]}')),
     "record.jsonl": ((42, 7), text_of('{"user": 42, "rating": 3, "item": 7}\n')),
     "pairs.log": ((TELLING, "film-007"), text_of(f"film-007 for {TELLING}\n")),
@@ -373,6 +376,22 @@ def test_a_checkpoint_from_before_remembers_and_one_from_after_does_not(folder):
 def test_a_request_that_nobody_has_carried_out_is_remembered_by_all(folder):
     report = scan(folder, UnlearningRequest(users=["person-009"]))
     assert set(report.checkpoints.values()) == {"remembers"}
+
+
+@pytest.mark.parametrize(
+    "asked", [{"users": ["3.0"]}, {"items": ["12.00"]}, {"interactions": [("3.0", 12)]}, {"users": [3]}]
+)
+def test_a_whole_number_with_a_fraction_is_asked_of_checkpoints_as_unlearning_takes_it(tmp_path, asked):
+    from lightning_ifru import InteractionDataModule
+
+    request = UnlearningRequest(**asked)
+    data = InteractionDataModule({"user": [3, 3, 4, 4, 5], "item": [12, 11, 12, 11, 13]}, val_fraction=0, seed=0)
+    data.setup("fit")
+    torch.save({"InteractionDataModule": data.state_dict()}, tmp_path / "before.ckpt")
+    data.forget(request)
+    data.commit(data.removal())
+    torch.save({"InteractionDataModule": data.state_dict()}, tmp_path / "after.ckpt")
+    assert scan(tmp_path, request).checkpoints == {"after.ckpt": "has forgotten", "before.ckpt": "remembers"}
 
 
 PLACES = {

@@ -348,15 +348,16 @@ def test_the_nightly_job_loses_and_repeats_nothing_wherever_it_is_killed(inbox, 
     if tool is not None:
         assert nightly(inbox.parent, (tool, n, when)) == -9
         assert (inbox / "current").exists(), "there is a model in use at any time"
+    (inbox / "inbox" / "0.csv").write_text("dora")  # comes before the one that the kill has interrupted
     assert nightly(inbox.parent) == 1
-    assert (inbox / "current").read_text().split() == ["trained", "anna", "carl"]
+    assert sorted((inbox / "current").read_text().split()) == ["anna", "carl", "dora", "trained"]
     names = {part: sorted(path.name for path in (inbox / part).iterdir()) for part in ("inbox", "done", "models")}
     assert names["inbox"] == ["2.csv"], "the one that was refused, and it did not keep the others"
-    assert names["done"] == ["1.csv", "3.csv"]
-    assert names["models"] == ["1.ckpt", "3.ckpt", "original.ckpt"]
+    assert names["done"] == ["0.csv", "1.csv", "3.csv"]
+    assert names["models"] == ["0.ckpt", "1.ckpt", "3.ckpt", "original.ckpt"]
     (inbox / "inbox" / "2.csv").write_text("anna")  # all of it was forgotten before: no checkpoint is written
     assert nightly(inbox.parent) == 0
-    assert (inbox / "current").read_text().split() == ["trained", "anna", "carl"]
+    assert sorted((inbox / "current").read_text().split()) == ["anna", "carl", "dora", "trained"]
     assert (inbox / "done" / "2.csv").exists()
     (inbox / "inbox" / "1.csv").write_text("emil")  # a name of old
     assert nightly(inbox.parent) == 1

@@ -49,7 +49,7 @@ def node_buffers(
         {'features': 'user', '1.weight': 'item'}
     """
     sizes: dict[NodeKind, int] = {"node": num_users + num_items, "user": num_users, "item": num_items}
-    held = dict(_held(module))
+    held = dict(held_beside(module))
     if declared is not None:
         for name, kind in declared.items():
             got = tuple(held[name].shape) if name in held else None
@@ -110,44 +110,8 @@ def saved_settings(module: object) -> list[dict[str, Any]]:
     return [settings for settings in found if isinstance(settings, dict)]
 
 
-def check_buffers(module: IFRUMixin, data: InteractionDataModule, removal: Removal) -> None:
-    """Refuse a module whose ``node_buffers`` do not fit, or that holds a graph of its own with what is to be forgotten.
-
-    Raises:
-        ObjectiveError: they do not; or a buffer is an index of edges ``[2, E]`` or ``[E, 2]``, or a matrix of them,
-            sparse or not, and one of these is to be forgotten.
-    """
-    node_buffers(module, module.node_buffers, data.num_users, data.num_items)
-    for name, buffer in module.named_buffers():
-        users, items, nodes = data.num_users, data.num_items, data.num_users + data.num_items
-        if buffer.layout != torch.strided:
-            buffer = buffer.to_sparse_coo().coalesce().indices()
-        elif buffer.shape in ((users, items), (items, users), (nodes, nodes)):
-            # What has far more entries than there are pairs is no graph, and its places would take all memory.
-            few = int(buffer.count_nonzero()) <= 3 * int(data.table.alive.sum())
-            buffer = buffer.nonzero().T if few else buffer
-        elif buffer.dim() == 2 and buffer.shape[1] == 2 and len(buffer) != 2:
-            buffer = buffer.T
-        if buffer.dtype not in (torch.int32, torch.int64) or buffer.dim() != 2 or len(buffer) != 2:
-            continue
-        first, second = buffer.cpu().to(torch.int64)
-        codes = torch.stack([first * nodes + second, second * nodes + first])
-        # Of two rows of other numbers some are pairs too, by chance.
-        gone, every = _pairs(data, removal.rows), _pairs(data, data.table.alive)
-        if bool(torch.isin(codes, gone).any()) and torch.isin(codes, every).any(0).float().mean() >= 3 / 4:
-            raise ObjectiveError(
-                f"the buffer '{name}' of {type(module).__name__} is a graph of its own with what is to be forgotten in "
-                "it; leave it out, and use the graph that encode is given, or self.edge_index."
-            )
-
-
-def _pairs(data: InteractionDataModule, rows: Tensor) -> Tensor:
-    """A number for each pair of a user and an item, and of a user and an item's node, in some rows of the table."""
-    user, item = data.table.user[rows] * (data.num_users + data.num_items), data.table.item[rows]
-    return torch.cat([user + item, user + item + data.num_users])
-
-
-def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def held_beside(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a module holds beside the trained weights, by name: buffers and frozen parameters."""
     yield from module.named_buffers(remove_duplicate=False)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:

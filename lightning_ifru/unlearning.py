@@ -13,6 +13,7 @@ from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.influence import IFRU, Update
+from lightning_ifru.kept_graphs import check_buffers
 from lightning_ifru.leftovers import check_leftovers
 from lightning_ifru.local import LocalSolve
 from lightning_ifru.local_problem import Departure
@@ -20,7 +21,7 @@ from lightning_ifru.locality import Path, WarmStates
 from lightning_ifru.metrics.checks import all_finite
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.newton import DAMPINGS, Progress
-from lightning_ifru.node_buffers import check_buffers, clear_rows
+from lightning_ifru.node_buffers import clear_rows
 from lightning_ifru.objective import Objective
 from lightning_ifru.parameters import Parameters
 from lightning_ifru.problem import Problem

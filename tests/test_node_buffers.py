@@ -208,7 +208,7 @@ class Kept(Featured):
 
 FORMS = (
     *("edges of nodes", "pairs of users and items", "a sparse matrix", "a history", "a mask", "a mask of items"),
-    *("an adjacency", "a sparse mask"),
+    *("an adjacency", "a sparse mask", "with times", "rows with times", "floats", "short integers", "bytes"),
 )
 
 
@@ -229,6 +229,11 @@ def test_a_copy_of_the_graph_is_refused_before_anything_is_done(form, featured, 
         mask.T.to(torch.int64),
         sparse.to_dense(),
         mask.float().to_sparse(),
+        torch.cat([pairs, 1_700_000_000 + torch.arange(pairs.shape[1])[None]]),
+        torch.stack([torch.arange(pairs.shape[1]) % 5, pairs[1] + USERS, pairs[0]], dim=1),
+        pairs.T.float(),
+        pairs.short(),
+        pairs.to(torch.uint8),
     )
     edges = dict(zip(FORMS, forms, strict=True))[form]
     model, trainer = Kept(*featured[1:], edges.clone()), make_trainer(max_epochs=1)
@@ -238,6 +243,52 @@ def test_a_copy_of_the_graph_is_refused_before_anything_is_done(form, featured, 
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
     assert isinstance(data, InteractionDataModule)
     assert data.user_ids[3] == "person-003"
+
+
+#: Where else pairs may be kept, and what is said of it.
+KEEPING = {
+    "a frozen parameter": (
+        lambda model, pairs: model.register_parameter("seen", nn.Parameter(pairs.T.float(), requires_grad=False)),
+        "the frozen parameter 'seen' of",
+    ),
+    "two buffers": (
+        lambda model, pairs: [model.register_buffer(n, p) for n, p in zip(("who", "what"), pairs, strict=True)],
+        "the buffer 'who' with the buffer 'what' of",
+    ),
+    "a hyper-parameter": (lambda model, pairs: model.hparams.update(seen=pairs), "the hyper-parameter 'seen' of"),
+    "a nested array": (
+        lambda model, pairs: model.hparams.update(seen={"a": [pairs.T.numpy()]}),
+        "the hyper-parameter 'seen' of",
+    ),
+    "two arrays": (
+        lambda model, pairs: model.hparams.update(who=pairs[0].numpy(), what=pairs[1].tolist(), items=pairs[1]),
+        "the hyper-parameter 'who' with the hyper-parameter 'items' of",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", KEEPING)
+def test_a_history_is_refused_wherever_it_is_kept(where, featured, make_data, make_trainer):
+    keep, said = KEEPING[where]
+    data, model = make_data(), featured[0]
+    keep(model, torch.stack([data.train.user, data.train.item]))
+    with pytest.raises(ObjectiveError, match=f"{said} Featured is a graph of its own"):
+        make_trainer().unlearn(data, model=model, request=UnlearningRequest(users=["person-003"]))
+
+
+def test_features_of_few_numbers_are_no_history(featured, make_data, make_trainer):
+    data, model = make_data(), featured[0]
+    pair = data.train.user[0], data.train.item[0]
+    # Most are pairs of the data and one is to be forgotten, but they are one pair all the time.
+    codes = torch.stack([pair[0].expand(50), pair[1].expand(50), torch.arange(50) % 2])
+    codes[:2, 1::2] = torch.tensor([[data.train.user[1]], [data.train.item[1]]])
+    model.register_buffer("codes", codes.T)
+    model.register_buffer("who", codes[0])
+    model.register_buffer("what", codes[1].double())
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(model, datamodule=data)
+    request = UnlearningRequest(interactions=[(data.user_ids[pair[0]], data.item_ids[pair[1]])])
+    assert trainer.unlearn(data, request=request).num_forgotten == 1
 
 
 def test_two_rows_of_other_numbers_are_no_graph(featured, make_data, make_trainer):

@@ -19,7 +19,6 @@ from lightning_ifru.audit_evidence import Evidence, Exhibit, edges
 from lightning_ifru.audit_questions import Answers, Questions
 from lightning_ifru.audit_report import Attack, AuditReport, Closeness
 from lightning_ifru.audit_verdict import MIN_PEOPLE, measured
-from lightning_ifru.callback import check_pair
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import DataError
 from lightning_ifru.metrics import (
@@ -33,6 +32,7 @@ from lightning_ifru.metrics import (
 )
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.node_rows import node_kinds
+from lightning_ifru.pairs import check_pair
 from lightning_ifru.splits import SPLITS
 from lightning_ifru.versions import versions
 

@@ -11,9 +11,9 @@ import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch._dynamo import OptimizedModule
 
 from lightning_ifru.assessment import Assessment, of_request, retrained
+from lightning_ifru.beginning import Beginning
 from lightning_ifru.checkpoints import older_checkpoints, stand_for, warn_of
 from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
@@ -23,6 +23,7 @@ from lightning_ifru.ledger import Entry, entries_of, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.node_buffers import clear_rows
+from lightning_ifru.pairs import check_pair
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
 from lightning_ifru.ranks import Ranks
@@ -106,26 +107,21 @@ class IFRUCallback(lightning.Callback):
         self.ledger: list[Entry] = []
         self.report: UnlearningReport | None = None
         self._states = WarmStates()
-        self._trained_after: str | None = None  # the entry since which the model has been trained from the beginning
+        self._beginning = Beginning()
         self._undone: Target | None = None  # where to write once the model has been trained anew
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger, and the id of its last entry where the model was trained from the beginning since."""
-        anew = {} if self._drifts() is not None or not self.ledger else {"trained_after": self._trained_after}
-        return {"ledger": [dict(entry) for entry in self.ledger], **anew}
+        return {"ledger": [dict(entry) for entry in self.ledger], **self._beginning.state(self.ledger)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's ledger: what it does not know of was of other data, or it would be refused."""
+        beginning = Beginning.of(state_dict)
         self.ledger = entries_of(state_dict)
-        self._trained_after = state_dict.get("trained_after")
-
-    def _drifts(self) -> Entry | None:
-        """The entry whose drift the next unlearning goes on from."""
-        last = self.ledger[-1] if self.ledger else None
-        return None if last is not None and last.get("id", "") == self._trained_after else last
+        self._beginning = beginning
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse before training what could not be forgotten after it; from epoch 0 without a file all begins anew."""
+        """Refuse before training what could not be forgotten after it."""
         self._states.forget()
         if self.request is not None:
             module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
@@ -133,11 +129,19 @@ class IFRUCallback(lightning.Callback):
             with together(trainer):
                 self.request = as_request(self.request)
                 data.table.plan(self.request if data.pending is None else data.pending | self.request)
-        if self.ledger and not (trainer.ckpt_path or trainer.current_epoch or trainer.global_step):
-            self._trained_after = self.ledger[-1].get("id", "")
+        self._beginning = self._beginning.fit_starts(trainer, self.ledger)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Take note that a fit from epoch 0 trains, for its checkpoints say so."""
+        self._beginning = self._beginning.trains(trainer)
+
+    def on_exception(self, *_: Any) -> None:
+        """Take note that a fit has not come to its end."""
+        self._beginning = self._beginning.breaks_off()
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Apply :attr:`request`, once."""
+        self._beginning = self._beginning.fit_ends()
         if self.request is None:
             return
         module, data = check_pair(pl_module, getattr(trainer, "datamodule", None))
@@ -229,7 +233,7 @@ class IFRUCallback(lightning.Callback):
             if self.on_incomplete == "retrain":
                 check_retrainable(trainer, module)
             unlearning = Unlearning.of(module, data, self.method, ranks, self._states)
-            assessment = Assessment(unlearning, self.tolerance, Drift.of(self._drifts()))
+            assessment = Assessment(unlearning, self.tolerance, Drift.of(self._beginning.since(self.ledger)))
             if target is None:
                 phases.begin("estimating")
                 return ranks.first(assessment.preview())
@@ -318,29 +322,6 @@ def _seconds(laps: list[float], solving: dict[str, float], measuring: dict[str, 
     prepare, solve, commit = (end - begin for begin, end in itertools.pairwise(laps))
     check, apply = solve - sum(solving.values()), commit - sum(measuring.values())
     return {"prepare": prepare, **solving, "check": check, **measuring, "apply": apply}
-
-
-def check_pair(module: Any, data: Any, asking: str = "unlearn") -> tuple[IFRUMixin, InteractionDataModule]:
-    """Return a module, without ``torch.compile`` around it, and its data if they can forget.
-
-    ``asking`` is who wants to know.
-
-    Raises:
-        MisconfigurationException: they cannot; the message says what would.
-    """
-    if isinstance(module, OptimizedModule):
-        module = module._orig_mod
-    if not isinstance(module, IFRUMixin):
-        raise MisconfigurationException(
-            f"{asking} got {type(module).__name__} as model; wanted a LightningModule with IFRUMixin: "
-            "class MyModel(IFRUMixin, LightningModule)."
-        )
-    if not isinstance(data, InteractionDataModule):
-        raise MisconfigurationException(
-            f"{asking} got {type(data).__name__} as datamodule; wanted the InteractionDataModule that the model was "
-            "trained on."
-        )
-    return module, data
 
 
 def as_request(request: UnlearningRequest | str | Path) -> UnlearningRequest:

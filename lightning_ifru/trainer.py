@@ -14,13 +14,14 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ifru.callback import IFRUCallback, as_request, check_pair
+from lightning_ifru.callback import IFRUCallback, as_request
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.errors import UnlearningError
 from lightning_ifru.keys import digest_key, has_key, key_file_in, key_name, throwaway_key
 from lightning_ifru.ledger import is_result
 from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
 from lightning_ifru.outputs import check_target
+from lightning_ifru.pairs import check_pair
 from lightning_ifru.processes import together
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest

@@ -1,14 +1,16 @@
 """When an unlearning is not to be trusted: the verdict, what it adds up, and what is refused."""
 
+import contextlib
 import json
 import math
 
+import lightning
 import oracles
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_ifru import IFRU, IFRUCallback, UnlearningError, UnlearningRequest
+from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningError, UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.errors import IncompleteError
 from lightning_ifru.looseness import WEAKER, pair_moves
@@ -231,6 +233,66 @@ def test_what_adds_up_ends_with_a_training_anew_and_goes_on_with_a_longer_one(
     assert [entry["drift"]["requests"] for entry in callback.ledger] == [1, 2, 1]
     assert "trained_after" not in callback.state_dict()
     assert fresh.unlearn(data, request=pairs(data, 9)).drift["requests"] == 2
+
+
+class Stops(lightning.Callback):
+    """Ends a fit before its first step, in one way or another."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def on_train_start(self, trainer, *_):
+        if self.error is not None:
+            raise self.error
+        trainer.fit_loop.epoch_loop.max_steps = 0
+
+
+class Breaks(lightning.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx:
+            raise KeyError("broken")
+
+
+@pytest.mark.parametrize(
+    ("others", "given"),
+    [
+        ([Stops()], {}),
+        ([Stops(KeyError("broken"))], {}),
+        ([Stops(KeyboardInterrupt())], {}),
+        ([Breaks()], {}),
+        ([], {"max_epochs": 0}),
+        ([], {"fast_dev_run": True}),
+        ([], {"limit_train_batches": 0}),
+    ],
+    ids=["stopped", "an error", "interrupted", "an error later", "no epochs", "a trial", "no batches"],
+)
+def test_a_fit_that_trains_nothing_or_breaks_off_is_no_training_anew(trained, make_trainer, others, given):
+    trainer, model, data = trained(callbacks=[callback := IFRUCallback(tolerance=EVERYTHING)])
+    assert trainer.unlearn(data, request=pairs(data, 0, 1)).verdict == ADVISED
+    other = make_trainer(callbacks=[callback, *others], **{"max_epochs": 2} | given)
+    with contextlib.suppress(KeyError, SystemExit):
+        other.fit(model, datamodule=data)
+    assert "trained_after" not in callback.state_dict()
+    assert trainer.unlearn(data, request=pairs(data, 3)).drift["requests"] == 2
+
+
+def test_a_checkpoint_from_the_midst_of_a_training_anew_says_so(trained, make_data, make_trainer, make_model, best):
+    trainer, model, data = trained(callbacks=[callback := IFRUCallback()])
+    trainer.unlearn(data, request=pairs(data, 0, 1))
+    redraw(model)
+    fresh = make_trainer(callbacks=[callback, best()], max_epochs=2)
+    fresh.fit(model, datamodule=data)
+    path = fresh.checkpoint_callback.best_model_path
+    report = make_trainer().unlearn(again := make_data(), model=make_model(), ckpt_path=path, request=pairs(again, 20))
+    assert report.drift["requests"] == 1
+
+
+@pytest.mark.parametrize("after", [{"a": [1]}, 7, ["x"]])
+def test_what_is_no_id_of_an_entry_is_refused(after):
+    callback = IFRUCallback()
+    with pytest.raises(DataError, match="give the file as it was written"):
+        callback.load_state_dict({"ledger": [{"id": "a"}], "trained_after": after})
+    assert callback.ledger == []
 
 
 def test_an_incomplete_one_is_undone_where_that_is_asked_for(trained, snapshot):

@@ -11,6 +11,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ Found = Counter[int]
 _KEY = 6
 #: Bytes between the two ids of a pair, at most, where no columns or keys tell that they are one.
 _NEAR = 256
+#: Characters of a name that is none of a column or key any more.
+_LONG_NAME = 256
 #: Bytes times forms that are sooner looked for one by one.
 _FEW = 1 << 16
 
@@ -105,7 +108,7 @@ class Needles:
 
     def kind_of(self, name: Any) -> Kind | None:
         """Return whose ids stand under this name of a column or key, or ``None``."""
-        plain = _plain_name(name) if isinstance(name, str) else ""
+        plain = _plain_name(name) if isinstance(name, str) and len(name) < _LONG_NAME else ""
         return "user" if plain in self._names["user"] else "item" if plain in self._names["item"] else None
 
     def in_column(self, kind: Kind, texts: Iterable[str]) -> Found:
@@ -129,9 +132,12 @@ class Needles:
         numbers = [
             id_text(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)
         ]
-        named = self.in_column(kind, [*strings, *numbers]) if kind else Counter()
-        joined = "\0".join(strings).encode(errors="surrogatepass")
-        return named | self._anywhere(numbers) | self.in_bytes(joined, text=True)
+        found = self.in_column(kind, [*strings, *numbers]) if kind else Counter()
+        if numbers:
+            found |= self._anywhere(numbers)
+        if strings:
+            found |= self.in_bytes("\0".join(strings).encode(errors="surrogatepass"), text=True)
+        return found
 
     def in_numbers(self, array: npt.NDArray[Any], kind: Kind | None) -> Found:
         """Find ids in an array of numbers: all those of ``kind``, and long ones in any."""
@@ -276,6 +282,7 @@ _WORD, _DIGIT = re.compile(rb"[0-9A-Za-z\x80-\xff]"), re.compile(rb"[0-9]")
 _WHOLE_PART, _DECIMALS = re.compile(rb"[0-9]\."), re.compile(rb"\.[0-9]")
 
 
+@lru_cache(1 << 12)
 def _plain_name(name: str) -> str:
     return re.sub(r"s$", "", re.sub(r"ids?$", "", re.sub(r"[^0-9a-z]", "", name.casefold())))
 

@@ -21,8 +21,11 @@ from lightning_ifru.needles import Found, Needles
 from lightning_ifru.scan_packed import MOST_UNPACKED, Part, Unread, parts
 from lightning_ifru.scan_values import Hit, look_through
 
-#: Bytes looked at at a time, and the most that is parsed as a whole.
-BLOCK, MOST_PARSED = 1 << 22, 1 << 27
+#: Bytes looked at at a time, and the most of arrays, of JSON and of YAML that is parsed as a whole: values take up to
+#: fifty times the memory of their text, and YAML five times the time of JSON.
+BLOCK, MOST_ARRAYS, MOST_JSON, MOST_YAML = 1 << 22, 1 << 27, 1 << 22, 1 << 20
+#: Levels of YAML.
+MOST_LEVELS = 200
 
 
 def look_into(name: str, file: BinaryIO, needles: Needles) -> Iterator[Hit | Unread]:
@@ -74,7 +77,7 @@ def _look_at(part: Part, needles: Needles, told: Set[int]) -> Iterator[Hit | Unr
             file = cast(BinaryIO, codecs.EncodedFile(file, "utf-8", encoding, errors="replace"))
             head = file.read(8192)
             file.seek(0)
-        look, understood = _look_for(suffix, head), False
+        look, understood, not_read = _look_for(suffix, head), False, ""
         for guess in [look] if look is not None else _guesses(head) if not part.packed else []:
             file.seek(0)
             try:
@@ -84,11 +87,14 @@ def _look_at(part: Part, needles: Needles, told: Set[int]) -> Iterator[Hit | Unr
                 understood = True
                 break
             except Exception as error:  # a damaged file can raise anything
-                if look is not None:
+                if look is not None or isinstance(error, _TooMuchError):
                     said = str(error).strip().partition("\n")[0][:200]
                     kind = suffix[1:] or "what it begins as"
-                    yield Unread(f"not read as {kind} ({type(error).__name__}: {said}), but as text or bytes")
-                    understood = True  # or that it was not is said
+                    said = said if isinstance(error, _TooMuchError) else f"{type(error).__name__}: {said}"
+                    not_read = f"not read as {kind} ({said}), but as text or bytes"
+        if not_read and not understood:
+            yield Unread(not_read)
+            understood = True  # or that it was not is said
         file.seek(0)
         binary = False
         for hit in _in_blocks(file, needles, page=suffix in (".html", ".htm")):
@@ -169,18 +175,23 @@ def _blocks(file: BinaryIO, longest: int) -> Iterator[bytes]:
 
 def _in_table(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
     lines = _lines(file)
-    header = next(lines, "")
+    header = next((line for line in lines if not line.startswith("#")), "")
     separator = max(",;\t|", key=header.count)
     names = next(csv.reader([header], delimiter=separator), [])
+    padded = any(name != name.strip() for name in names)
+    if padded:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator, skipinitialspace=True))]
     whose = {name: needles.kind_of(name) for name in names if needles.kind_of(name)}
     if not whose:
         return
     places = {name: names.index(name) for name in whose}
-    rows = (row + [""] * (len(names) - len(row)) for row in csv.reader(lines, delimiter=separator))
+    table = csv.reader(lines, delimiter=separator, skipinitialspace=padded)
+    rows = (row + [""] * (len(names) - len(row)) for row in table)
 
     def parts() -> Iterator[dict[str, list[str]]]:
         while some := list(islice(rows, 1 << 16)):
-            yield {name: [row[place] for row in some] for name, place in places.items()}
+            columns = {name: [row[place] for row in some] for name, place in places.items()}
+            yield {name: [text.strip() for text in texts] if padded else texts for name, texts in columns.items()}
 
     yield from _in_columns(parts(), whose, needles)
 
@@ -242,13 +253,15 @@ def _in_parquet(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
 
 
 def _in_json(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
-    yield from look_through(json.loads(_whole(file)), needles)
+    yield from look_through(json.loads(_whole(file, MOST_JSON)), needles)
 
 
 def _in_json_lines(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
     found: dict[str, Found] = {}
     first: dict[str, int] = {}
-    for number, line in enumerate(iter(lambda: file.readline(MOST_PARSED), b""), start=1):
+    for number, line in enumerate(iter(lambda: file.readline(MOST_JSON + 1), b""), start=1):
+        if len(line) > MOST_JSON:
+            raise _TooMuchError(f"a line has more than {MOST_JSON >> 20} MiB")
         for hit in look_through(json.loads(line), needles) if line.strip() else ():
             found.setdefault(hit.where, Found()).update(hit.found)
             first.setdefault(hit.where, number)
@@ -256,29 +269,48 @@ def _in_json_lines(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
 
 
 def _in_yaml(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
-    for part in yaml.load_all(_whole(file), _Plain):
+    for part in yaml.load_all(_whole(file, MOST_YAML), _Plain):
         yield from look_through(part, needles)
 
 
 def _in_arrays(file: BinaryIO, needles: Needles) -> Iterator[Hit]:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            if sum(part.file_size for part in archive.infolist()) > MOST_PARSED:
-                raise ValueError(f"it holds more than {MOST_PARSED >> 20} MiB")
+            if sum(part.file_size for part in archive.infolist()) > MOST_ARRAYS:
+                raise ValueError(f"it holds more than {MOST_ARRAYS >> 20} MiB")
     file.seek(0)
     loaded = np.load(file, allow_pickle=False)
     yield from look_through(dict(loaded) if hasattr(loaded, "files") else {"array": loaded}, needles)
 
 
-def _whole(file: BinaryIO) -> bytes:
-    content = file.read(MOST_PARSED + 1)
-    if len(content) > MOST_PARSED:
-        raise ValueError(f"it is larger than {MOST_PARSED >> 20} MiB")
+def _whole(file: BinaryIO, most: int) -> bytes:
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise _TooMuchError(f"it has more than {most >> 20} MiB")
     return content
+
+
+class _TooMuchError(ValueError):
+    """A file is larger than what is parsed."""
 
 
 class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads plain values; those that name a class are read as what they are made of, and nothing is made."""
+
+    levels = 0
+
+    def descend_resolver(self, *_: Any) -> None:
+        """Refuse what is nested so deep that the parser, which is no Python, would end the process."""
+        self.levels += 1
+        if self.levels > MOST_LEVELS:
+            raise _TooMuchError(f"it is nested deeper than {MOST_LEVELS} levels")
+
+    def ascend_resolver(self) -> None:
+        """Count one level less."""
+        self.levels -= 1
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave what is merged where it stands: merged into one another, few lines are any number of values."""
 
 
 def _unmade(loader: Any, _: str, node: yaml.Node) -> Any:
@@ -291,6 +323,8 @@ def _unmade(loader: Any, _: str, node: yaml.Node) -> Any:
 
 _Plain.add_multi_constructor("tag:yaml.org,2002:python/", _unmade)
 _Plain.add_multi_constructor("!", _unmade)
+for _tag in ("merge", "value"):
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_tag}", _Plain.construct_yaml_str)
 
 _BYTES = "bytes"
 _CONTROL = bytes(set(range(32)) - set(b"\a\b\t\n\v\f\r\x1b"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -37,35 +38,37 @@ def look_through(value: Any, needles: Needles, skip: Set[str] = frozenset()) -> 
         [('source', {1: 1}), ('users.ids', {0: 1})]
     """
     waiting: list[tuple[str, Any, Kind | None]] = [("", value, None)]
-    seen: set[int] = set()
-    keep: list[Any] = []  # what is looked at must not be freed, or another could have its number
+    seen: set[int] = set()  # their numbers stay theirs, for all are parts of the value
+    hits: dict[str, Found] = {}  # by their place, of which a list of records has few
     while waiting:
-        where, value, kind = waiting.pop()
-        if where in skip or id(value) in seen:
+        where, node, kind = waiting.pop()
+        if where in skip or id(node) in seen:
             continue
-        if not isinstance(value, _PLAIN):
-            seen.add(id(value))
-            keep.append(value)
-        if isinstance(value, Mapping):
-            found = needles.in_values(list(value), kind) | _pairs_in(value, where, skip, needles)
-            plain = [part for part in value.values() if isinstance(part, _PLAIN)]
+        if not isinstance(node, _PLAIN):
+            seen.add(id(node))
+        if isinstance(node, Mapping):
+            found = needles.in_values(list(node), kind)
+            found |= _pairs_in(node, where, skip, needles)
+            plain = [part for part in node.values() if isinstance(part, _PLAIN)]
             nothing = not needles.in_values(plain, None)  # asked at once, for records have many fields
-            for key, part in value.items():
+            for key, part in node.items():
                 under = needles.kind_of(key) or (kind if _is_plain_id(key) else None)
-                if not (nothing and under is None and isinstance(part, _PLAIN)):
+                if not (_is_empty(part) or (nothing and under is None and isinstance(part, _PLAIN))):
                     waiting.append((_below(where, key, needles), part, under))
-        elif isinstance(value, (list, tuple, Set)):
-            found = needles.in_values([part for part in value if isinstance(part, _PLAIN)], kind)
-            found |= _pairs_listed(value, where, needles)
-            waiting += [(f"{where}[]", part, kind) for part in value if not isinstance(part, _PLAIN)]
-        elif isinstance(value, (torch.Tensor, np.ndarray)):
-            found = _in_array(value, kind, needles)
-        elif isinstance(value, (bytes, bytearray)):
-            found = needles.in_bytes(bytes(value), text=False)
+        elif isinstance(node, (list, tuple, Set)):
+            found = needles.in_values([part for part in node if isinstance(part, _PLAIN)], kind)
+            found |= _pairs_listed(node, where, needles)
+            below = f"{where}[]"
+            waiting += [(below, part, kind) for part in node if not (isinstance(part, _PLAIN) or _is_empty(part))]
+        elif isinstance(node, (torch.Tensor, np.ndarray)):
+            found = _in_array(node, kind, needles)
+        elif isinstance(node, (bytes, bytearray)):
+            found = needles.in_bytes(bytes(node), text=False)
         else:
-            found = needles.in_values([value], kind)
+            found = needles.in_values([node], kind)
         if found:
-            yield Hit(where or "the top", found)
+            hits.setdefault(where or "the top", Found()).update(found)
+    yield from itertools.starmap(Hit, hits.items())
 
 
 def _in_array(value: torch.Tensor | np.ndarray[Any, Any], kind: Kind | None, needles: Needles) -> Found:
@@ -87,6 +90,8 @@ def _in_array(value: torch.Tensor | np.ndarray[Any, Any], kind: Kind | None, nee
 
 def _pairs_in(value: Mapping[Any, Any], where: str, skip: Set[str], needles: Needles) -> Found:
     """Pairs in a record with a user and an item, and in two columns beside each other."""
+    if len(value) < 2:
+        return Found()
     kinds = ((needles.kind_of(key), key) for key in value)
     columns = {kind: value[key] for kind, key in kinds if kind and _below(where, key, needles) not in skip}
     if not {"user", "item"} <= columns.keys():
@@ -118,6 +123,10 @@ def _below(where: str, key: Any, needles: Needles) -> str:
     """The place below a key, which may itself be an id and is then left out."""
     name = "…" if needles.in_values([key], None) or not isinstance(key, (str, int)) else str(key)
     return f"{where}.{name}".lstrip(".")
+
+
+def _is_empty(part: Any) -> bool:
+    return isinstance(part, (dict, list, tuple)) and not part
 
 
 def _is_plain_id(key: Any) -> bool:

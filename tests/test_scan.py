@@ -9,9 +9,11 @@ import os
 import pickle
 import random
 import re
+import resource
 import shutil
 import sqlite3
 import tarfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -90,6 +92,10 @@ def event_file(path):
 HOLDS = {
     "ratings.csv": (42, lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False)),
     "semicolons.csv": (42, lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False, sep=";")),
+    "padded.csv": (42, text_of("user , item\n 42 , 7\n")),
+    "padded-quotes.csv": (42, text_of('"item", "user"\n"7", "42"\n')),
+    "below-a-comment.csv": (42, text_of("# exported by somebody\n#\nuser,item\n42,7\n")),
+    "merged.yaml": (42, text_of("one: &one {user: 42}\ntwo: {<<: *one, rating: 3}\n")),
     "ratings.tsv": (42, lambda p: frame(user=[7, 42]).to_csv(p, index=False, sep="\t")),
     "ratings.csv.gz": (42, lambda p: frame(user_id=["7", "42"]).to_csv(p, index=False)),
     "asked-as-a-float.csv": ("42.0", lambda p: frame(userId=[7, 42], movieId=[1, 2]).to_csv(p, index=False)),
@@ -247,6 +253,36 @@ def test_nothing_is_said_to_be_clean_that_nobody_has_looked_into(name, tmp_path,
     (tmp_path / "forget.csv").write_text("user\n42\n")
     assert main(["scan", str(tmp_path / "in"), "--request", str(tmp_path / "forget.csv")]) == 0
     assert "1 of them or beside them not looked into" in " ".join(capsys.readouterr().out.split())
+
+
+BOMBS = {
+    "empty.json": lambda: f"[{'{},' * 500_000}1]",
+    "lists.json": lambda: f"[{'[1],' * 80_000}1]",
+    "records.json": lambda: "[" + '{"user": 7},' * 40_000 + "1]",
+    "long.json": lambda: f"[{'1,' * (3 << 20)}1]",
+    "long-without-suffix": lambda: "[\n" + "{},\n" * (1 << 20) + "1]",
+    "a-long-line.jsonl": lambda: f"[{'1,' * (3 << 20)}1]",
+    "long.yaml": lambda: "- {}\n" * (1 << 18),
+    "deep.json": lambda: "[" * (1 << 20),
+    "deep.yaml": lambda: "[" * 500_000,
+    "deeper.yaml": lambda: "- " * 100_000,
+    "merged.yaml": lambda: (
+        "a-1: &a-1 {x: 1}\n" + "\n".join(f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 9)}]}}" for k in range(12))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_takes_neither_all_time_nor_all_memory(name, tmp_path):
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(BOMBS[name]().encode()))
+    assert (tmp_path / f"{name}.gz").stat().st_size < 1 << 16
+    since, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = scan(tmp_path, UnlearningRequest(users=[7]))
+    assert time.process_time() - since < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 << 10
+    assert len(report.findings) == (name == "records.json")
+    refused = name.startswith(("long", "a-long", "deep"))
+    assert [one.reason[:8] for one in report.unseen] == ["not read"] * refused
 
 
 def test_what_unpacks_without_end_is_left(tmp_path, monkeypatch):

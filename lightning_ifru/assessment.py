@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_ifru.bounded import printable
 from lightning_ifru.clock import ticks
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.degradation import check_metrics, check_risk
@@ -17,7 +18,8 @@ from lightning_ifru.errors import ObjectiveError
 from lightning_ifru.hops import node_hops
 from lightning_ifru.influence import Update
 from lightning_ifru.interactions import Interactions
-from lightning_ifru.keys import digest_key
+from lightning_ifru.keys import digest_key, key_name
+from lightning_ifru.ledger import Entry
 from lightning_ifru.metrics import evaluate as metrics_of
 from lightning_ifru.metrics.checks import all_finite
 from lightning_ifru.newton import Progress
@@ -25,7 +27,7 @@ from lightning_ifru.parameters import Parameters
 from lightning_ifru.removal import Removal
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.unlearning import Unlearning
-from lightning_ifru.verdict import RETRAINED, Drift, Evidence, Tolerance, judge
+from lightning_ifru.verdict import ADVISED, COMPLETE, RETRAINED, WITHIN, Drift, Evidence, Tolerance, judge
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,30 @@ def retrained(report: UnlearningReport) -> UnlearningReport:
         verdict_reasons=["The model was trained anew without the forgotten.", *report.verdict_reasons],
         drift=asdict(Drift()),
     )
+
+
+def recalled(report: UnlearningReport, entry: Entry | None) -> UnlearningReport:
+    """Return the report on a request that was forgotten before, with the verdict of its entry in the ledger.
+
+    Args:
+        report: says nothing of it yet.
+        entry: that the model's past requests have ended with; of another request, or under another key, it is no help.
+
+    Example:
+        >>> from lightning_ifru.keys import throwaway_key
+        >>> with throwaway_key():
+        ...     entry = {"digest": "ab", "key": key_name(digest_key()), "verdict": ADVISED, "drift": {"requests": 1}}
+        ...     again = recalled(UnlearningReport("ab", 0, {}, 0, 0), entry)
+        >>> again.verdict, again.verdict_reasons, again.drift["requests"]
+        ('retrain advised', [], 1)
+    """
+    if entry is None or (entry.get("digest"), entry.get("key")) != (report.digest, key_name(digest_key())):
+        return report
+    verdict, reasons = entry.get("verdict"), entry.get("verdict_reasons")
+    if verdict not in (COMPLETE, WITHIN, ADVISED, RETRAINED):  # an older version wrote the entry
+        return report
+    reasons = [printable(one) for one in reasons if isinstance(one, str)] if isinstance(reasons, list) else []
+    return replace(report, verdict=verdict, verdict_reasons=reasons, drift=asdict(Drift.of(entry)))
 
 
 def _check_rows(h: Tensor, name: str) -> None:

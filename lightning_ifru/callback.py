@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_ifru.assessment import Assessment, of_request, retrained
+from lightning_ifru.assessment import Assessment, of_request, recalled, retrained
 from lightning_ifru.beginning import Beginning
 from lightning_ifru.checkpoints import older_checkpoints, stand_for, warn_of
 from lightning_ifru.clock import ticks
@@ -227,7 +227,7 @@ class IFRUCallback(lightning.Callback):
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
             check_same(ranks, module, data, self.method)
-            target = None if dry_run else Target.of(trainer, ranks, transaction, output, self.ledger)
+            target = None if dry_run else Target.of(trainer, ranks, transaction, output, self.ledger, data.pending)
             if not len(data.removal().positions):
                 return self._nothing_left(trainer, ranks, data, target, laps[0])
             if self.on_incomplete == "retrain":
@@ -298,10 +298,18 @@ class IFRUCallback(lightning.Callback):
         target: Target | None,
         since: float,
     ) -> UnlearningReport:
-        """All that is staged was forgotten before: change nothing, and say so."""
+        """All that is staged was forgotten before: change nothing, and say so, with the verdict if it was the last."""
         said = of_request(data, data.removal())
         report = UnlearningReport(**said, num_users_erased=0, num_items_erased=0, dry_run=target is None)
         if target is not None:
+            report = recalled(report, self._beginning.since(self.ledger))
+            if report.verdict == ADVISED and self.on_incomplete != "warn":
+                raise IncompleteError(
+                    f"All of the request was forgotten before, and retraining advised: "
+                    f"{' '.join(report.verdict_reasons) or 'the ledger has no reasons.'} Nothing was changed: retrain, "
+                    "or give the checkpoint from before and a new output (--ckpt_path, --output), or choose "
+                    "on_incomplete='warn' (--ifru.on_incomplete warn)."
+                )
             data.discard()
             target.leave(self.ledger)
             if target.loaded is not None:

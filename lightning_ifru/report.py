@@ -65,7 +65,8 @@ class UnlearningReport:
         metrics_before, metrics_after: ``auroc``, ``recall@20``, ``ndcg@20`` on the same surviving test pairs.
         verdict: whether the correction is to be trusted: ``"complete"``, ``"complete within tolerance"`` or ``"retrain
             advised"``, see :class:`~lightning_ifru.verdict.Tolerance`; ``"retrained"`` where that was done, and
-            ``None`` of a dry run and where there was nothing to forget. ``verdict_reasons`` say why, a sentence each.
+            ``None`` of a dry run. Of a request that was forgotten before it is what the ledger has, if that was the
+            last one, and ``None`` otherwise. ``verdict_reasons`` say why, a sentence each.
         drift: what this request and those before it have left, which the next one's verdict goes on from, see
             :class:`~lightning_ifru.verdict.Drift`.
         dry_run: whether nothing was changed.

@@ -326,6 +326,32 @@ def test_the_very_same_command_again_leaves_what_it_has_written_and_says_so(fold
     assert (folder / "figure.svg").exists()
 
 
+def test_the_very_same_command_again_says_the_verdict_and_refuses_what_is_to_be_retrained(folder):
+    """Also where a job was killed between the checkpoint and the report."""
+    nothing = ["--ifru.tolerance.complete", "0", "--ifru.tolerance.doubt", "0"]
+    report = answer(*WRITE, *nothing)
+    assert report["verdict"] == "retrain advised"
+    before = files(folder)
+    again = answer(*WRITE)
+    assert again["num_forgotten"] == 0
+    assert all(again[name] == report[name] for name in ("verdict", "verdict_reasons", "drift"))
+    with pytest.warns(UserWarning, match="Retrain this model: About"):
+        code, out, _ = run(*WRITE)
+    assert code == 0
+    assert "Verdict: retrain advised" in out
+    for choice in ("raise", "retrain"):
+        code, said = refusal(*WRITE, "--ifru.on_incomplete", choice, "--report", "report.json")
+        assert code == 1
+        assert "All of the request was forgotten before, and retraining advised: About" in said
+    assert files(folder) == before
+
+    (folder / "next.csv").write_text("user\nperson-007\n")
+    then = ["--ckpt_path", "unlearned.ckpt", "--output", "next.ckpt"]
+    answer("unlearn", "--config", "run.yaml", *then, "--request", "next.csv", *nothing)
+    first = answer(*UNLEARN, "--ckpt_path", "next.ckpt", "--output", "same.ckpt", "--ifru.on_incomplete", "raise")
+    assert (first["already_absent"], first["verdict"], first["drift"]) == (len(GONE), None, {}), "not the last request"
+
+
 @pytest.mark.parametrize("other", ["request", "checkpoint", "method", "key"])
 def test_an_output_of_another_command_is_in_the_way(folder, monkeypatch, other):
     answer(*WRITE)

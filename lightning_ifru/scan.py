@@ -6,9 +6,10 @@ import json
 import os
 import stat
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -95,13 +96,11 @@ class ScanReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # One table for each kind, since what to do is the same for all of them.
         for kind, advice in ADVICE.items():
-            found = [one for one in self.findings if one.kind == kind]
-            if found:
+            if found := [one for one in self.findings if one.kind == kind]:
                 yield _table(
                     f"{advice[0]}: {advice[1]}", ("file", "where", "entries", "times"), [_row(one) for one in found]
                 )
-        others = {name: status for name, status in self.checkpoints.items() if status != "remembers"}
-        if others:
+        if others := {name: status for name, status in self.checkpoints.items() if status != "remembers"}:
             yield _table("Other checkpoints", ("file", ""), [*others.items()])
         if self.purged:
             yield _table("Deleted", ("file",), [(path,) for path in self.purged])
@@ -145,6 +144,8 @@ class Scan:
         checkpoints: those that could be read.
         seen: the files, as they were when they were read.
         links: by what they lead to, links in the folder.
+        twins: by the name under which a file was read, its other names (hard links) in the folder.
+        unfinished: folders that a killed process has left.
     """
 
     report: ScanReport
@@ -152,6 +153,8 @@ class Scan:
     checkpoints: list[Checkpoint]
     seen: dict[Path, os.stat_result]
     links: dict[Path, Path]
+    twins: dict[Path, list[Path]]
+    unfinished: list[Path]
 
     def name(self, path: Path) -> str:
         """Return what a file is called in the report."""
@@ -214,12 +217,15 @@ class _Look:
         self.checkpoints: list[Checkpoint] = []
         self.seen: dict[Path, os.stat_result] = {}
         self.links: dict[Path, Path] = {}
+        self.twins = defaultdict[Path, list[Path]](list)
+        self.unfinished: list[Path] = []
 
     def over(self, own: Path | None) -> Scan:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries, about files that are nobody's fault
             self._look(own)
         self._compare()
+        self._repeat()
         report = ScanReport(
             path=self.shown,
             digest=self.digest,
@@ -227,11 +233,13 @@ class _Look:
             num_quiet=self.needles.quiet,
             findings=self.findings,
             unseen=self.unseen,
-            checkpoints={self._name(one.path): one.status for one in self.checkpoints},
+            checkpoints={
+                self._name(p): one.status for one in self.checkpoints for p in (one.path, *self.twins[one.path])
+            },
             num_files=len(self.seen),
             num_bytes=sum(state.st_size for state in self.seen.values()),
         )
-        return Scan(report, self.base, self.checkpoints, self.seen, self.links)
+        return Scan(report, self.base, self.checkpoints, self.seen, self.links, self.twins, self.unfinished)
 
     def _look(self, own: Path | None) -> None:
         for path, state in self._files(self.root):
@@ -243,31 +251,32 @@ class _Look:
 
     def _files(self, path: Path) -> Iterator[tuple[Path, os.stat_result]]:
         """The plain files below a path, in order, each once."""
-        waiting, known = [path], set()
+        waiting, known = [path], dict[tuple[int, int], Path]()
         while waiting:
             path = waiting.pop()
             try:
                 state = path.lstat()
+                if path != self.base and (named := self.needles.in_bytes(os.fsencode(path.name), text=True)):
+                    self._find(path, _NAME, "text", named)
                 if stat.S_ISLNK(state.st_mode):
                     self.links[path.resolve()] = path
                     if not path.resolve().is_relative_to(self.base):
                         self._leave(path, "a link out of the folder, not followed")
                 elif stat.S_ISDIR(state.st_mode):
-                    if UNFINISHED.fullmatch(path.name) or UNREPLACED.fullmatch(path.name):
+                    if path != self.base and (UNFINISHED.fullmatch(path.name) or UNREPLACED.fullmatch(path.name)):
+                        self.unfinished.append(path)
                         self._find(path, "all of it", "unfinished", Found())
                     waiting += sorted(path.iterdir(), reverse=True)
                 elif not stat.S_ISREG(state.st_mode):
                     self._leave(path, "no plain file")
-                elif (state.st_dev, state.st_ino) not in known:
-                    known.add((state.st_dev, state.st_ino))
+                elif (first := known.setdefault((state.st_dev, state.st_ino), path)) is not path:
+                    self.twins[first].append(path)
+                else:
                     yield path, state
             except (OSError, RuntimeError) as error:  # the latter for links in a circle
                 self._leave(path, f"not read ({getattr(error, 'strerror', None) or error})")
 
     def _file(self, path: Path) -> None:
-        named = self.needles.in_bytes(os.fsencode(path.name), text=True)
-        if named:
-            self._find(path, "its name", "text", named)
         try:
             with path.open("rb") as file:
                 if looks_like_one(path, file.read(4)) and self._checkpoint(path):
@@ -309,6 +318,15 @@ class _Look:
             for name in sorted(names):
                 self._find(newer.path, f"rows of the erased in {name}, as before", "rows", Found())
 
+    def _repeat(self) -> None:
+        """Say of all names of a file what was found under the first."""
+        for path, others in self.twins.items():
+            first = self._name(path)
+            for name in map(self._name, others):
+                same = [one for one in self.findings if one.file == first and one.where != _NAME]
+                self.findings += [replace(one, file=name) for one in same]
+                self.unseen += [replace(one, file=name) for one in self.unseen if one.file == first]
+
     def _find(self, path: Path, where: str, kind: str, found: Found) -> None:
         entries = [self.needles.labels[number] for number in sorted(found)[:5]]
         what = (entries, len(found), sum(found.values()), ADVICE[kind][1])
@@ -321,6 +339,7 @@ class _Look:
         return str(path.relative_to(self.base)) if path != self.base else "."
 
 
+_NAME = "its name"
 _KEYLESS = f"there is no key of digests, so that what was recorded as forgotten cannot be told; set {KEY} or {KEY_FILE}"
 #: What each kind of finding is called, and what to do.
 ADVICE = {

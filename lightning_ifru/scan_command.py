@@ -10,7 +10,7 @@ from rich.console import Console
 from lightning_ifru.bounded import printable
 from lightning_ifru.command_parser import CommandParser, add_flag
 from lightning_ifru.errors import DataError
-from lightning_ifru.purging import purge, to_purge
+from lightning_ifru.purging import names, purge, to_purge
 from lightning_ifru.scan import Scan, ScanReport, look
 
 
@@ -53,14 +53,15 @@ def _purged(found: Scan, given: Path, *, confirmed: bool) -> ScanReport:
     if given.is_symlink():
         raise DataError(f"got --purge for {given}, which is a link; give the path that it leads to.")
     paths = to_purge(found)
-    if not paths:
-        return found.report
-    if not confirmed:
+    whole = names(found, paths)
+    if whole and not confirmed:
         if not sys.stdin.isatty():
             raise DataError("got --purge and nobody to ask; run it in a terminal, or add --yes.")
-        word = f"delete {len(paths)}"
-        sys.stderr.write("".join(f"{printable(str(path))}\n" for path in paths))
-        sys.stderr.write(f"These remember. Type '{word}' to delete them, anything else to leave them: ")
+        word = f"delete {len(whole)}"
+        sys.stderr.write("".join(f"{printable(str(path))}\n" for path in whole))
+        sys.stderr.write(
+            f"These remember, or were left unfinished. Type '{word}' to delete them, anything else to leave them: "
+        )
         sys.stderr.flush()
         if sys.stdin.readline().strip() != word:
             raise DataError("nothing was deleted, for it was not confirmed; run it again, or leave --purge out.")

@@ -308,8 +308,12 @@ def test_a_name_in_an_archive_tells_and_is_not_repeated(tmp_path):
 def test_a_name_of_a_file_can_tell_too(tmp_path):
     (tmp_path / f"forget-{TELLING}.txt").write_text("")
     (tmp_path / "42.txt").write_text("")
+    (tmp_path / f"of-{TELLING}").mkdir()
+    (tmp_path / f"of-{TELLING}" / "a.txt").write_text("")
+    os.link(tmp_path / "42.txt", tmp_path / f"{TELLING}.link")
+    (tmp_path / f"to-{TELLING}").symlink_to("42.txt")
     report = scan(tmp_path, UnlearningRequest(users=[TELLING, 42]))
-    assert [(one.where, one.entries) for one in report.findings] == [("its name", ["user (entry 1)"])]
+    assert [(one.where, one.entries) for one in report.findings] == [("its name", ["user (entry 1)"])] * 4
 
 
 @pytest.mark.parametrize("name", [b"a\xff\xfe.csv", b"\x1b[31m[bold]a.csv", "\u202ea.csv".encode()])
@@ -386,6 +390,17 @@ def folder(forgotten_folder, tmp_path):
     return Path(shutil.copytree(forgotten_folder, tmp_path / "run"))
 
 
+def refused(folder):
+    """Why a purge deletes nothing, by the checkpoints that remember."""
+    found = look(folder, folder / "forget.csv")
+    assert to_purge(found) == {}
+    files = {path for path in folder.rglob("*") if path.name != ".lightning-ifru.lock"}
+    report = purge(found, {})
+    assert {path for path in folder.rglob("*") if path.name != ".lightning-ifru.lock"} == files
+    assert report.findings == found.report.findings != []
+    return report.kept
+
+
 def found_in(report):
     return sorted({(one.file, one.kind) for one in report.findings})
 
@@ -458,8 +473,7 @@ def test_a_row_that_was_not_drawn_anew_is_found_beside_the_older_checkpoint(fold
     edited(folder / "after.ckpt", put_back)
     report = scan(folder, folder / "forget.csv")
     assert ("after.ckpt", "rows") in found_in(report)
-    with pytest.raises(DataError, match="no checkpoint of the same model has forgotten"):
-        to_purge(look(folder, folder / "forget.csv"))
+    assert "no checkpoint of the same model has forgotten" in refused(folder)["before.ckpt"]
 
 
 def test_an_entry_recorded_under_another_key_cannot_be_told(folder, monkeypatch):
@@ -506,8 +520,7 @@ def test_no_strange_state_stops_a_scan(folder, what):
     edited(folder / "after.ckpt", lambda content: STRANGE[what](content["InteractionDataModule"]))
     report = scan(folder, folder / "forget.csv")
     assert report.checkpoints["before.ckpt"] == "remembers"
-    with pytest.raises(DataError, match="no checkpoint of the same model has forgotten what"):
-        to_purge(look(folder, folder / "forget.csv"))
+    assert "no checkpoint of the same model has forgotten what" in refused(folder)["before.ckpt"]
 
 
 DAMAGE = [b"\0", b"\xff\xfe", b'"', b"[" * 3000, b"PK\3\4", b"\x80\2", b"9" * 30, b"&a [*a, *a]", b"\n", b","]
@@ -581,6 +594,46 @@ def test_a_purge_deletes_what_remembers_and_nothing_else(folder):
     assert report.checkpoints == {"after.ckpt": "has forgotten"}
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_purge_deletes_a_file_under_all_its_names_or_says_that_there_are_more(folder, elsewhere):
+    (folder / "logs").mkdir()
+    os.link(folder / "before.ckpt", folder / "epoch=1.ckpt")
+    os.link(folder / "before.ckpt", folder / "logs" / "last.ckpt")
+    if elsewhere:
+        os.link(folder / "before.ckpt", folder.parent / "kept.ckpt")
+    asked = ["scan", str(folder), "--request", str(folder / "forget.csv"), "--purge", "--yes"]
+    names = {"before.ckpt", "epoch=1.ckpt", "logs/last.ckpt"}
+    found = look(folder, folder / "forget.csv")
+    assert {one.file for one in found.report.findings} == names
+    assert {name for name, status in found.report.checkpoints.items() if status == "remembers"} == names
+    assert main(asked) == (3 if elsewhere else 0)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.ckpt")} - {"after.ckpt"} == (
+        names if elsewhere else set()
+    )
+    if elsewhere:
+        (why,) = refused(folder).values()
+        assert why.startswith("it has 4 names (hard links), of which 3 here")
+
+
+def test_a_purge_takes_away_what_killed_processes_have_left_though_no_checkpoint_may_go(folder, capsys):
+    """A complete checkpoint in such a folder stands for none, for it goes as well."""
+    left = folder / "deep" / ".lightning-ifru-ab12cd_9"
+    left.mkdir(parents=True)
+    (folder / "after.ckpt").rename(left / "after.ckpt")
+    (folder / ".report.json-ab12cd_9").mkdir()
+    (folder / ".report.json-ab12cd_9" / "report.json").write_text("{")
+    (folder / ".somebody.json-ab12cd_9").mkdir()
+    (folder / ".somebody.json-ab12cd_9" / "own.json").write_text("{}")
+    asked = ["scan", str(folder), "--request", str(folder / "forget.csv"), "--purge", "--yes", "--json"]
+    assert main(asked) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(report["purged"]) == [".report.json-ab12cd_9", "deep/.lightning-ifru-ab12cd_9"]
+    assert not any((folder / name).exists() for name in report["purged"])
+    assert (folder / ".somebody.json-ab12cd_9" / "own.json").exists()
+    assert {one["file"] for one in report["findings"]} == {"before.ckpt", ".somebody.json-ab12cd_9"}
+    assert "no checkpoint of the same model" in report["kept"]["before.ckpt"]
+
+
 def other_model(content):
     content["state_dict"] = {"other": torch.ones(2)}
 
@@ -609,9 +662,7 @@ def without_ledger(content):
 )
 def test_a_purge_leaves_the_only_checkpoint_of_another_training(folder, file, change, said):
     edited(folder / file, change)
-    found = look(folder, folder / "forget.csv")
-    with pytest.raises(DataError, match=said):
-        to_purge(found)
+    assert re.search(said, refused(folder)["before.ckpt"])
 
 
 def test_a_purge_of_one_training_leaves_the_other_and_says_so(folder):
@@ -636,8 +687,7 @@ def test_a_ledger_tells_its_own_line_of_models(folder):
     last = entry[name]["ledger"][0] | {"checkpoint_before": None}
     edited(folder / "before.ckpt", lambda c: c["callbacks"].update({name: {"ledger": [first]}}))
     edited(folder / "after.ckpt", with_entries(last))
-    with pytest.raises(DataError, match="no ledger says"):
-        to_purge(look(folder, folder / "forget.csv"))
+    assert "no ledger says" in refused(folder)["before.ckpt"]
     edited(folder / "after.ckpt", with_entries(first, last))
     assert [path.name for path in to_purge(look(folder, folder / "forget.csv"))] == ["before.ckpt"]
 
@@ -662,14 +712,12 @@ ALONE = {
 @pytest.mark.parametrize("why", ALONE)
 def test_a_purge_is_refused_where_the_model_would_go(folder, why):
     ALONE[why](folder)
-    with pytest.raises(DataError, match="no checkpoint of the same model has forgotten what"):
-        to_purge(look(folder, folder / "forget.csv"))
+    assert "no checkpoint of the same model has forgotten what" in refused(folder)["before.ckpt"]
 
 
 def test_what_a_link_leads_to_is_not_purged(folder):
     (folder / "current").symlink_to("before.ckpt")
-    with pytest.raises(DataError, match=r"the link current leads to before\.ckpt, which remembers"):
-        to_purge(look(folder, folder / "forget.csv"))
+    assert "the link current leads to before.ckpt" in refused(folder)["before.ckpt"]
 
 
 def appended(folder):

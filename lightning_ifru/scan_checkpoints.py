@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def look_at(path: Path, content: Any, needles: Needles, key: bytes) -> Checkpoin
     """
     states = dict(_data_states(content))
     skip = {f"{name}.{ids}" for name in states for ids in ("user_ids", "item_ids")}
-    hits = list(look_through(content, needles, skip))
+    hits = list(hits_in(content, needles, skip))
     shapes = {name: tensor.shape for name, tensor in weights(content).items()}
     entries = _entries_of(content)
     if not states:
@@ -145,6 +145,33 @@ def look_at(path: Path, content: Any, needles: Needles, key: bytes) -> Checkpoin
         hits += [Hit(f"{name}, {what}", found) for what, found in present.items() if found]
     unclear = "recorded what it has forgotten under another key, or not at all" if doubts else ""
     return Checkpoint(path, hits, users, items, frozenset(forgotten), unclear, shapes, entries)
+
+
+def hits_in(content: Any, needles: Needles, skip: Set[str] = frozenset()) -> Iterator[Hit]:
+    """Yield where in a checkpoint ids stand, whatever the data say.
+
+    Below a name in ``state_dict`` are positions and no ids, and a number among the hyper-parameters is a count; long
+    ids are found there all the same.
+
+    Args:
+        content: what was read.
+        needles: the request.
+        skip: places not to look at.
+    """
+    if isinstance(content, Mapping):
+        content = dict(content)
+        for place, kinds in _NAMELESS.items():
+            if isinstance(part := content.get(place), Mapping):
+                content[place] = {key: {"": one} if isinstance(one, kinds) else one for key, one in part.items()}
+    for hit in look_through(content, needles, skip):
+        yield Hit(hit.where.rstrip("."), hit.found)
+
+
+_NAMELESS: dict[str, tuple[type, ...]] = {
+    "state_dict": (Tensor,),
+    "hyper_parameters": (int, float),
+    "datamodule_hyper_parameters": (int, float),
+}
 
 
 def unchanged_rows(older: Checkpoint, newer: Checkpoint, needles: Needles) -> list[str]:

@@ -13,8 +13,10 @@ from lightning_ifru.bounded import printable
 from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
 from lightning_ifru.errors import RankError
 from lightning_ifru.ledger import Entry, Ledger
+from lightning_ifru.leftovers import check_written
 from lightning_ifru.outputs import LEDGER, sha256_of, writing
 from lightning_ifru.ranks import Ranks
+from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.transaction import Transaction
 
 
@@ -29,6 +31,7 @@ class Target:
         path: of the checkpoint to write; ``None`` where none is.
         loaded: the checkpoint that is unlearned, on the first rank, if it is a file.
         before: its hash.
+        request: of which nothing may be left in what is written.
     """
 
     trainer: lightning.Trainer
@@ -37,6 +40,7 @@ class Target:
     path: Path | None
     loaded: Path | None
     before: str | None
+    request: UnlearningRequest | None
 
     @classmethod
     def of(
@@ -46,6 +50,7 @@ class Target:
         transaction: Transaction,
         output: Path | None,
         entries: Sequence[Entry],
+        request: UnlearningRequest | None,
     ) -> Target:
         """Choose the place, and keep others out of it.
 
@@ -55,6 +60,7 @@ class Target:
             transaction: that it is part of, which holds the folder of ``output`` already.
             output: the path that was asked for; by default the trainer's checkpoint callbacks say where.
             entries: what was forgotten before.
+            request: what is staged.
 
         Raises:
             DataError: another process writes there, or nothing can be written there.
@@ -70,14 +76,19 @@ class Target:
             path = ranks.first(new_checkpoint(trainer, folder, len(entries) + 1))
         loaded = loaded_checkpoint(trainer) if first else None
         before = None if loaded is None else sha256_of(loaded)
-        return cls(trainer, ranks, transaction, path, loaded, before)
+        return cls(trainer, ranks, transaction, path, loaded, before, request)
 
     def write(self) -> None:
-        """Write the checkpoint beside its place."""
+        """Write the checkpoint beside its place, and see that nothing of the request is left in it.
+
+        Raises:
+            DataError: it could not be written.
+            ObjectiveError: the request is in it.
+        """
         if self.path is None:
             return
         if self.ranks.rank == 0:
-            self.transaction.write(self.path, self._save)
+            self.transaction.write(self.path, self._save_checked)
         else:
             self._save(self.path)  # all take part
 
@@ -152,6 +163,11 @@ class Target:
                 f"{path} says that this model has forgotten {requests} more, of which the checkpoint that is unlearned "
                 f"knows nothing, and neither will the new one; start from {most}, which has forgotten most."
             )
+
+    def _save_checked(self, place: Path) -> None:
+        self._save(place)
+        if self.request is not None:
+            check_written(place, self.request)
 
     def _save(self, place: Path) -> None:
         self.trainer.save_checkpoint(place, weights_only=False)

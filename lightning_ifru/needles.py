@@ -220,9 +220,7 @@ class _Search:
         if not self.forms or len(data) < _KEY:
             return
         if len(data) * len(self.forms) < _FEW:
-            yield from sorted(
-                (place.start(), form) for form in self.forms for place in re.finditer(re.escape(form), data)
-            )
+            yield from sorted((place, form) for form in self.forms for place in _places(form, data))
             return
         padded = data + bytes(16)
         places = []
@@ -236,6 +234,14 @@ class _Search:
             for length in self._lengths[_first(padded[place : place + _KEY])]:
                 if (form := data[place : place + length]) in self.forms:
                     yield place, form
+
+
+def _places(form: bytes, data: bytes) -> Iterator[int]:
+    """Where a form stands; a pattern of it would stay in the cache of patterns of the process."""
+    place = data.find(form)
+    while place >= 0:
+        yield place
+        place = data.find(form, place + 1)
 
 
 def _first(form: bytes) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.utilities import _log_hyperparams
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ifru.assessment import Assessment, of_request, recalled, retrained
 from lightning_ifru.beginning import Beginning
@@ -23,6 +23,7 @@ from lightning_ifru.ledger import Entry, entries_of, new_entry
 from lightning_ifru.locality import WarmStates
 from lightning_ifru.mixin import IFRUMixin
 from lightning_ifru.node_buffers import clear_rows
+from lightning_ifru.notices import warn
 from lightning_ifru.pairs import check_pair
 from lightning_ifru.processes import check_same, ranks_of, together
 from lightning_ifru.progress import Phases, shown_phases
@@ -197,7 +198,9 @@ class IFRUCallback(lightning.Callback):
         data.commit(removal)
         clear_rows(module, data, removal)
         self._states.forget()
+        beginning = self._beginning
         train_anew(trainer, module, data)
+        self._beginning = beginning  # the model stands for the one before, whose line goes on
         seconds = report.seconds | {"retrain": ticks() - since}
         report = self._write(trainer, ranks_of(trainer), target, retrained(report), seconds)
         self._tell(report)
@@ -205,7 +208,7 @@ class IFRUCallback(lightning.Callback):
 
     def _tell(self, report: UnlearningReport) -> None:
         if report.verdict == ADVISED:
-            rank_zero_warn(f"Retrain this model: {' '.join(report.verdict_reasons)}")
+            warn(f"Retrain this model: {' '.join(report.verdict_reasons)}")
         warn_of(report.older_checkpoints)
         self.report = report
 
@@ -237,7 +240,7 @@ class IFRUCallback(lightning.Callback):
             if target is None:
                 phases.begin("estimating")
                 return ranks.first(assessment.preview())
-            target.warn_of_later(self.ledger)
+            target.warn_of_later(self._beginning.own(self.ledger))
             laps.append(ticks())
             phases.begin("solving", steps=sum(unlearning.most))
             update = unlearning.solve(step)
@@ -272,7 +275,8 @@ class IFRUCallback(lightning.Callback):
         """Enter what happened into the ledger, and write the checkpoint."""
         since = ticks()
         report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
-        self.ledger = [*self.ledger, ranks.first(new_entry(report, self.method, self.ledger, target.before))]
+        entry = new_entry(report, self.method, self.ledger, target.before, self._beginning.since(self.ledger))
+        self.ledger = [*self.ledger, ranks.first(entry)]
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()

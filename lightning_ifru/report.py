@@ -26,7 +26,7 @@ class UnlearningReport:
     r"""What happened, or with ``dry_run`` what would happen.
 
     Attributes:
-        digest: keyed digest (HMAC) of the request.
+        digest: keyed digest (HMAC) of the request; empty in a dry run where there is no key.
         num_forgotten: interactions forgotten, by split in ``forgotten_by_split``.
         already_absent: entries of the request that had been forgotten before; where all were, ``num_forgotten`` is 0
             and nothing was changed.

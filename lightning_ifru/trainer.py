@@ -6,13 +6,13 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_ifru.callback import IFRUCallback, as_request
 from lightning_ifru.datamodule import InteractionDataModule
@@ -20,6 +20,7 @@ from lightning_ifru.errors import UnlearningError
 from lightning_ifru.keys import digest_key, has_key, key_file_in, key_name, throwaway_key
 from lightning_ifru.ledger import is_result
 from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
+from lightning_ifru.notices import warn
 from lightning_ifru.outputs import check_target
 from lightning_ifru.pairs import check_pair
 from lightning_ifru.processes import together
@@ -132,7 +133,8 @@ def unlearn(
             trainer._checkpoint_connector._loaded_checkpoint = {}
         if callback.retrains():
             reports = [callback.retrain(trainer, module, data, reports[0])]
-    return reports[0]
+    # Under a key that nobody keeps, a digest is evidence of nothing.
+    return replace(reports[0], digest="") if rehearsed else reports[0]
 
 
 def _callback(trainer: lightning.Trainer) -> IFRUCallback:
@@ -158,19 +160,17 @@ def _check_key(data: InteractionDataModule, target: Path | None) -> None:
     """Say what about the key of digests somebody should know before another checkpoint is written under it."""
     beside = None if target is None else key_file_in(target.parent)
     if beside is not None:
-        rank_zero_warn(
+        warn(
             f"The key of the digests is in {beside}, beside the models, so that whoever gets them can find out who was "
             "forgotten; move it elsewhere.",
-            stacklevel=4,
         )
     record = data.table.record
     others = record.under(digest_key()).others if record and has_key() else []
     if others:
-        rank_zero_warn(
+        warn(
             f"What was forgotten before was recorded under the key named {' and '.join(map(repr, others))}, and the "
             f"present one is {key_name(digest_key())!r}: who was forgotten then is not recognised now; give all "
             "unlearnings of a model the same key.",
-            stacklevel=4,
         )
 
 

@@ -326,7 +326,7 @@ def test_the_very_same_command_again_leaves_what_it_has_written_and_says_so(fold
     assert (folder / "figure.svg").exists()
 
 
-def test_the_very_same_command_again_says_the_verdict_and_refuses_what_is_to_be_retrained(folder):
+def test_the_very_same_command_again_says_the_verdict_and_refuses_what_is_to_be_retrained(folder, monkeypatch):
     """Also where a job was killed between the checkpoint and the report."""
     nothing = ["--ifru.tolerance.complete", "0", "--ifru.tolerance.doubt", "0"]
     report = answer(*WRITE, *nothing)
@@ -335,9 +335,11 @@ def test_the_very_same_command_again_says_the_verdict_and_refuses_what_is_to_be_
     again = answer(*WRITE)
     assert again["num_forgotten"] == 0
     assert all(again[name] == report[name] for name in ("verdict", "verdict_reasons", "drift"))
-    with pytest.warns(UserWarning, match="Retrain this model: About"):
-        code, out, _ = run(*WRITE)
+    told = []
+    monkeypatch.setattr("lightning_ifru.notices.rank_zero_info", told.append)
+    code, out, _ = run(*WRITE)
     assert code == 0
+    assert told[0].startswith("Retrain this model: About"), "and no line of ours"
     assert "Verdict: retrain advised" in out
     for choice in ("raise", "retrain"):
         code, said = refusal(*WRITE, "--ifru.on_incomplete", choice, "--report", "report.json")

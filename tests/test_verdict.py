@@ -314,8 +314,10 @@ def test_an_incomplete_one_is_undone_where_that_is_asked_for(trained, snapshot):
 
 def test_by_default_it_is_said(trained):
     trainer, _, data = trained(callbacks=[IFRUCallback(tolerance=EVERYTHING)])
-    with pytest.warns(UserWarning, match=r"Retrain this model: About .* of the way to a retrained model"):
+    with pytest.warns(UserWarning, match=r"Retrain this model: About .* of the way to a retrained model") as said:
         assert trainer.unlearn(data, request=pairs(data, 0)).verdict == ADVISED
+    (place,) = {one.filename for one in said if "Retrain this model" in str(one.message)}
+    assert place == __file__, "a line of the caller's"
 
 
 def test_without_graph_or_steps_nothing_is_added(trained):

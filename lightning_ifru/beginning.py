@@ -58,6 +58,17 @@ class Beginning:
         last = entries[-1] if entries else None
         return None if last is not None and last.get("id", "") == self.after else last
 
+    def own(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the entries of the training that the model is of, and none of one that its ledger goes on from.
+
+        Example:
+            >>> entries = [{"id": "a", "line": "m"}, {"id": "b", "line": "n"}]
+            >>> [Beginning(after).own(entries) for after in ("a", "b")]
+            [[{'id': 'b', 'line': 'n'}], []]
+        """
+        last = self.since(entries)
+        return [] if last is None else [one for one in entries if one.get("line") == last.get("line")]
+
     def fit_starts(self, trainer: lightning.Trainer, entries: Sequence[Entry]) -> Beginning:
         """Return the same with a note whether a fit begins anew: from epoch 0 without a file."""
         further = trainer.ckpt_path or trainer.current_epoch or trainer.global_step

@@ -34,18 +34,22 @@ from lightning_ifru.versions import versions
 Entry = dict[str, Any]
 
 
-def new_entry(report: UnlearningReport, method: IFRU, earlier: Sequence[Entry], before: str | None) -> Entry:
+def new_entry(
+    report: UnlearningReport, method: IFRU, earlier: Sequence[Entry], before: str | None, last: Entry | None
+) -> Entry:
     """Return what the ledger says of an unlearning: nothing that tells whose data were forgotten without the key.
 
     Args:
         report: what happened.
         method: the method, with its hyper-parameters.
-        earlier: the entries before, of which the first has named the line of models that all are of.
+        earlier: the entries before.
         before: the hash of the checkpoint file that was unlearned, ``None`` where there was no file.
+        last: the entry before, whose line of models goes on; ``None`` where the model was trained from the beginning
+            since, which begins another.
     """
     entry = {
         "id": secrets.token_hex(16),
-        "line": next((one["line"] for one in earlier if "line" in one), None) or secrets.token_hex(16),
+        "line": (last or {}).get("line") or secrets.token_hex(16),
         "number": len(earlier) + 1,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "key": key_name(digest_key()),

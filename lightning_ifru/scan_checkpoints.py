@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ifru.beginning import Beginning
 from lightning_ifru.data_state import STATE_KEYS
 from lightning_ifru.errors import DataError, UnlearningError
 from lightning_ifru.forgotten import ForgottenRecord, Known
@@ -37,7 +38,7 @@ class Checkpoint:
         forgotten: the numbers of the entries that it is known to have forgotten.
         unclear: why it cannot be told whether it has forgotten the rest, if so.
         shapes: of its weights, by name.
-        entries: of its ledger; none where it has none, or one that no unlearning has written.
+        entries: of its ledger and its own training; none where it has none, or one that no unlearning has written.
     """
 
     path: Path
@@ -229,12 +230,12 @@ def _data_states(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _entries_of(content: Any) -> list[Entry]:
-    """The entries of the ledger in a checkpoint, none where they are not as an unlearning writes them."""
+    """The entries of a ledger that are of the model's training, none where no unlearning has written them so."""
     states = content.get("callbacks") if isinstance(content, Mapping) else None
     for state in states.values() if isinstance(states, Mapping) else ():
         if isinstance(state, Mapping) and "ledger" in state:
             try:
-                return entries_of(state)
+                return Beginning.of(state).own(entries_of(state))
             except DataError:
                 return []
     return []

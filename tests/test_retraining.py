@@ -12,6 +12,7 @@ from test_verdict import EVERYTHING, pairs
 
 from conftest import NUM_ITEMS, NUM_USERS
 from lightning_ifru import IFRUCallback, IFRUMixin, ObjectiveError, UnlearningRequest
+from lightning_ifru.ledger import entries_in
 from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
 from lightning_ifru.retraining import check_retrainable, redraw
 from lightning_ifru.verdict import RETRAINED, Drift
@@ -107,6 +108,9 @@ def test_a_checkpoint_is_retrained_in_a_new_process(trained, make_data, make_mod
     assert (report.verdict, report.checkpoint) == (RETRAINED, str(output))
     assert path in report.older_checkpoints
     assert torch.load(output, weights_only=True)["epoch"] == 2
+    assert new.unlearn(again, request=pairs(data, 3), output=tmp_path / "newer.ckpt").verdict == RETRAINED
+    lines = [entry["line"] for entry in entries_in(tmp_path / "newer.ckpt")]
+    assert len(lines) == 2 > len(set(lines)), "a retrained model stands for the one before"
 
 
 def test_a_dry_run_retrains_nothing(trained, snapshot):

@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pandas as pd
 import pytest
@@ -360,8 +361,6 @@ def test_what_only_looks_like_an_id_is_none(name, tmp_path):
 @pytest.fixture(scope="session")
 def forgotten_folder(tmp_path_factory, planted):
     """A folder with a checkpoint from before and one from after forgetting two users and a pair."""
-    import lightning
-
     from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
     from lightning_ifru.models import LightGCN
 
@@ -690,6 +689,40 @@ def test_a_ledger_tells_its_own_line_of_models(folder):
     assert "no ledger says" in refused(folder)["before.ckpt"]
     edited(folder / "after.ckpt", with_entries(first, last))
     assert [path.name for path in to_purge(look(folder, folder / "forget.csv"))] == ["before.ckpt"]
+
+
+def test_a_training_anew_under_the_same_callback_stands_for_none_before_it(folder, planted, tmp_path):
+    """The second training's ledger goes on from the first one's, and is another line of models from its entry on."""
+    from lightning_ifru import IFRU, IFRUCallback, InteractionDataModule
+    from lightning_ifru.ledger_check import check_ledger
+    from lightning_ifru.models import MatrixFactorization
+    from lightning_ifru.retraining import redraw
+
+    runs, callback = tmp_path / "runs", IFRUCallback(IFRU(max_steps=1), evaluate=False)
+    runs.mkdir()
+    data = InteractionDataModule(planted, batch_size=64, seed=3)
+    model = MatrixFactorization(data.num_users, data.num_items, embedding_dim=4)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    for name, who in (("first", "person-003"), ("second", "person-004")):
+        redraw(model)
+        trainer = lightning.Trainer(max_epochs=1, callbacks=[callback], enable_checkpointing=False, **quiet)
+        trainer.fit(model, datamodule=data)
+        trainer.save_checkpoint(runs / f"{name}.ckpt")
+        trainer.unlearn(data, request=UnlearningRequest(users=[who]), output=runs / f"{name}-unlearned.ckpt")
+    assert len({entry["line"] for entry in callback.ledger}) == len(callback.ledger) == 2
+    trainer.unlearn(data, request=UnlearningRequest(users=["person-005"]), output=runs / "third.ckpt")
+    assert callback.ledger[2]["line"] == callback.ledger[1]["line"]
+    assert check_ledger(runs).holds
+    found = look(runs, UnlearningRequest(users=["person-004"]))
+    assert sorted(name for name, status in found.report.checkpoints.items() if status == "remembers") == [
+        *("first-unlearned.ckpt", "first.ckpt", "second.ckpt")
+    ]
+    assert to_purge(found) == {}, "the fits' own files were unlearned in the same process, which no ledger says"
+    again = look(runs, UnlearningRequest(users=["person-005"]))
+    assert [path.name for path in to_purge(again)] == ["second-unlearned.ckpt"]
+    # Who has forgotten before the second training began is no word of where the first has gone.
+    elder = look(runs, UnlearningRequest(users=["person-003"]))
+    assert to_purge(elder) == {}
 
 
 def test_what_stands_for_another_must_not_have_changed(folder):

@@ -144,9 +144,11 @@ def loading_refusal(error: Exception, path: str | Path, module: Module | None = 
         'the checkpoint my.ckpt could not be loaded (EOFError: Ran out of input); give the path of one that ...'
     """
     said = re.sub(r"\x1b\[\d*m", "", str(error))  # torch writes paragraphs, in bold
-    core = re.search("WeightsUnpickler error: (.*)", said)
+    core = re.search("(?:WeightsUnpickler error: |(?=Trying to load unsupported ))(.*)", said)
     short = reason(ValueError(core[1] if core else said or type(error).__name__))
-    if isinstance(error, UnpicklingError) and re.search("Unsupported (global|class)|unrecognized function", said):
+    if isinstance(error, UnpicklingError) and re.search(
+        "unsupported (global|class)|unrecognized function", said, re.IGNORECASE
+    ):
         return UnlearningError(
             f"the checkpoint {path} holds more than tensors and plain values, which is not loaded unasked ({short}); "
             "pass weights_only=False if you trust where it comes from."

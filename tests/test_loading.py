@@ -1,6 +1,7 @@
 """A checkpoint is data: nothing in one is run, whoever reads it, and what is none is refused in one sentence."""
 
 import io
+import os
 import struct
 import zipfile
 
@@ -72,6 +73,16 @@ PLACES = ["alone", "beside the weights", "state_dict", "callbacks", "Interaction
 COMMANDS = ["fit", "validate", "test", "predict", "unlearn", "audit"]
 
 
+class Command:
+    """The same by a function that torch tells apart: of a module that no pickle may name."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.marker}",))
+
+
 def hostile(checkpoint, place, payload):
     """Return a checkpoint's content with an object somewhere in it."""
     content = torch.load(checkpoint, weights_only=True)
@@ -99,6 +110,19 @@ def test_what_is_in_a_checkpoint_never_runs(whole, tmp_path, capsys, monkeypatch
         assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()  # the file is as hostile as it is meant to be
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_blocks_by_name_is_one_sentence_that_names_it(whole, tmp_path, capsys, zipped):
+    path, marker = tmp_path / "hostile.ckpt", tmp_path / "it has run"
+    content = hostile(whole / "best.ckpt", PLACES[-1], Command(marker))
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    said = refused("unlearn", whole, path, capsys)
+    assert "hostile.ckpt holds more than tensors and plain values, which is not loaded unasked (" in said
+    assert f"{os.system.__module__}.system" in said
+    assert "Weights only load failed" not in said
+    assert "torch.load" not in said
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["this Lightning", "Lightning before 2.6"])

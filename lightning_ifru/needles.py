@@ -11,7 +11,6 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +27,8 @@ Found = Counter[int]
 _KEY = 6
 #: Bytes between the two ids of a pair, at most, where no columns or keys tell that they are one.
 _NEAR = 256
-#: Characters of a name that is none of a column or key any more.
-_LONG_NAME = 256
+#: Characters of a name that is none of a column or key any more, and how many names are kept.
+_LONG_NAME, _MOST_NAMES = 256, 1 << 12
 #: Bytes times forms that are sooner looked for one by one.
 _FEW = 1 << 16
 
@@ -81,6 +80,7 @@ class Needles:
         self.keys = list(request.texts)
         self.labels = [_label(request, key, number) for number, key in enumerate(self.keys)]
         self._names = {"user": {"user", _plain_name(user)} - {""}, "item": {"item", _plain_name(item)} - {""}}
+        self._kinds: dict[str, Kind | None] = {}  # with the needles, for a name can be somebody's
         self._whole: dict[str, dict[str, int]] = {"user": {}, "item": {}}
         self._pairs: dict[tuple[str, str], int] = {}
         self.spelled: list[list[tuple[str, ...]]] = []
@@ -108,8 +108,16 @@ class Needles:
 
     def kind_of(self, name: Any) -> Kind | None:
         """Return whose ids stand under this name of a column or key, or ``None``."""
-        plain = _plain_name(name) if isinstance(name, str) and len(name) < _LONG_NAME else ""
-        return "user" if plain in self._names["user"] else "item" if plain in self._names["item"] else None
+        if not isinstance(name, str) or len(name) > _LONG_NAME:
+            return None
+        if name not in self._kinds:
+            plain = _plain_name(name)
+            kind: Kind | None = "user" if plain in self._names["user"] else None
+            kind = "item" if kind is None and plain in self._names["item"] else kind
+            if len(self._kinds) == _MOST_NAMES:
+                self._kinds.clear()
+            self._kinds[name] = kind
+        return self._kinds[name]
 
     def in_column(self, kind: Kind, texts: Iterable[str]) -> Found:
         """Find whole ids in a column of them, however short they are."""
@@ -288,7 +296,6 @@ _WORD, _DIGIT = re.compile(rb"[0-9A-Za-z\x80-\xff]"), re.compile(rb"[0-9]")
 _WHOLE_PART, _DECIMALS = re.compile(rb"[0-9]\."), re.compile(rb"\.[0-9]")
 
 
-@lru_cache(1 << 12)
 def _plain_name(name: str) -> str:
     return re.sub(r"s$", "", re.sub(r"ids?$", "", re.sub(r"[^0-9a-z]", "", name.casefold())))
 

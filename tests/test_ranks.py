@@ -134,6 +134,10 @@ ERRORS = {
     "solve-0": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
     "solve-4": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
     "disk": ["DataError: ", "RankError: rank 0 of 2 has failed, and so all end (DataError: "],
+    "leftover": [
+        "ObjectiveError: an id that is to be forgotten would be written into the checkpoint, at 'seen'",
+        "RankError: rank 0 of 2 has failed, and so all end (ObjectiveError: an id",
+    ],
 }
 
 

@@ -190,6 +190,11 @@ def failures(folder, rank):
     attempt = Attempt(folder / "disk", rank)
     with failing(attempt.trainer.strategy.checkpoint_io, "save_checkpoint", OSError("no space left")):
         found["disk"] = attempt.run()
+    attempt = Attempt(folder / "leftover", rank)
+    attempt.request = request(users=["planted-5"])
+    attempt.data = data_for("bce", source=planted() | {"user": [f"planted-{one[1:]}" for one in planted()["user"]]})
+    attempt.model.on_save_checkpoint = lambda checkpoint: checkpoint.update(seen=["planted-5"])
+    found["leftover"] = attempt.run()
     return found
 
 

@@ -73,7 +73,12 @@ def check_layer_weights(name: str, weights: Any) -> None:
     if weights is None:
         return
     numbers = isinstance(weights, (tuple, list)) and all(type(w) in (int, float) for w in weights)
-    if not numbers or not weights or not all(math.isfinite(w) for w in weights):
+    if numbers and not all(math.isfinite(w) for w in weights):
+        raise ObjectiveError(
+            f"{name} declares layer_weights={weights!r}, so that its weights are not finite; wanted a tuple of finite "
+            "numbers: the model or its checkpoint is broken, give one whose weights are finite."
+        )
+    if not numbers or not weights:
         raise ObjectiveError(
             f"{name} declares layer_weights={weights!r}; wanted a tuple of finite numbers, the weight of the table "
             "itself first, or None."

@@ -693,6 +693,38 @@ def test_the_ledgers_state_is_a_copy(trained):
     assert callback.state_dict() == held
 
 
+class WithMore(LightGCN):
+    def get_extra_state(self):
+        return {"version": 7}
+
+    def set_extra_state(self, state):
+        self.found = state
+
+
+def test_extra_state_of_a_module_is_kept(trained, make_trainer, tmp_path):
+    trainer, _, data = trained(model=WithMore(40, 30, 4, 1, loss="bce"))
+    trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[3]]), output=tmp_path / "one.ckpt")
+    model, later = WithMore(40, 30, 4, 1, loss="bce"), UnlearningRequest(users=[data.user_ids[9]])
+    make_trainer().unlearn(
+        data, model=model, ckpt_path=tmp_path / "one.ckpt", request=later, output=tmp_path / "b.ckpt"
+    )
+    assert model.found == {"version": 7}
+    assert torch.load(tmp_path / "b.ckpt", weights_only=True)["state_dict"]["_extra_state"] == {"version": 7}
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_a_checkpoint_without_finite_weights_is_refused_as_such(trained, buffers):
+    trainer, model, data = trained()
+    data.forget(UnlearningRequest(users=[data.user_ids[3]]))
+    with torch.no_grad():
+        for part in [*model.parameters(), *(model.buffers() if buffers else ())]:
+            part.fill_(torch.nan)
+    said = "its weights are not finite.* checkpoint is broken" if buffers else "check weights .* for NaN"
+    with pytest.raises(ObjectiveError, match=said):
+        trainer.unlearn(data)
+    assert data.pending is not None
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_checkpoint_that_remembers_a_forgotten_person_brings_nobody_back(trained, make_trainer, snapshot, dry_run):
     trainer, model, data = trained()

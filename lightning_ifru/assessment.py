@@ -86,8 +86,11 @@ class Assessment:
                 measured = self._measured(after, progress)
                 found = measured["metrics_before"], measured["metrics_after"]
                 test = self._survivors("test")
-                users = len(test.user[test.label > 0].unique())
-                check_metrics(*found, len(test), users, self.tolerance)
+                positive = test.label > 0
+                users, positives = len(test.user[positive].unique()), int(positive.sum())
+                # Without negatives among them, as many are drawn as there are pairs.
+                classes = positives, len(test) - positives if work.data.labelled else len(test)
+                check_metrics(*found, len(test), users, classes, self.tolerance)
         seconds = {"evaluate": ticks() - since} if evaluate else {}
         verdict, drift = judge(self._evidence(update), self.drift, self.tolerance, kept=kept)
         return work.ranks.first(

@@ -45,8 +45,9 @@ class Tolerance:
             the experiments that the other thresholds come from go no further.
         loss_grows: how many times as large the training objective on what stays may become by the steps; beyond it
             all is undone.
-        metric_falls: the share of its value that AUROC, recall or NDCG may lose, where the callback evaluates and at
-            least 100 test pairs survive (for recall and NDCG, 20 hits, too); beyond it all is undone.
+        metric_falls: the share that recall and NDCG may lose of their value, and AUROC of what lies above one half,
+            where the callback evaluates and at least 100 test pairs survive; beyond it all is undone, unless there are
+            fewer than 20 hits or AUROC falls by no more than two standard errors.
 
     Raises:
         UnlearningError: a threshold out of its range.

@@ -6,6 +6,7 @@ So it stands outside of everything that an unlearning writes: in the environment
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import secrets
 import stat
@@ -14,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from lightning_ifru.errors import UnlearningError
 
 KEY, KEY_FILE = "LIGHTNING_IFRU_KEY", "LIGHTNING_IFRU_KEY_FILE"
@@ -23,6 +22,8 @@ KEY, KEY_FILE = "LIGHTNING_IFRU_KEY", "LIGHTNING_IFRU_KEY_FILE"
 LEAST_BYTES = 16
 #: A key file holds one short line; what is longer is some other file.
 MOST_BYTES = 4096
+
+_log = logging.getLogger(__name__)
 
 
 def digest_key() -> bytes:
@@ -49,9 +50,11 @@ def digest_key() -> bytes:
     try:
         path = _key_file()
         if not path.exists() and _make(path):
-            rank_zero_info(
-                f"Made a key for digests in {path}; keep a copy, and give scheduled jobs the same one: under another "
-                "key nobody can tell what was forgotten before."
+            # Not Lightning's way to say it, for what stands below it uses keys too; so loud that it is shown unasked.
+            _log.warning(
+                "Made a key for digests in %s; keep a copy, and give scheduled jobs the same one: under another key "
+                "nobody can tell what was forgotten before.",
+                path,
             )
         return _read(path)
     except (OSError, RuntimeError) as error:  # the latter where nobody knows of a home folder

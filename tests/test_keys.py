@@ -1,5 +1,7 @@
 import os
 import stat
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -162,13 +164,13 @@ def test_a_throwaway_key_is_of_its_block_alone(home, monkeypatch):
     assert os.environ[KEY] == "the key of this test"
 
 
-def test_a_key_that_is_made_is_told_once(home, monkeypatch):
-    told = []
-    monkeypatch.setattr(keys, "rank_zero_info", told.append)
-    for _ in range(2):
-        digest_key()
-    assert len(told) == 1
-    assert f"a key for digests in {home / '.config/lightning-ifru/key'}; keep a copy" in told[0]
+def test_a_key_that_is_made_is_told_once(home):
+    """On the error stream, where nobody has set up any logging."""
+    program = "from lightning_ifru.keys import digest_key; digest_key(); digest_key()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    (told,) = [line for line in done.stderr.splitlines() if "key" in line]
+    assert f"a key for digests in {home / '.config/lightning-ifru/key'}; keep a copy" in told
+    assert done.stdout == ""
 
 
 def test_a_rehearsal_and_a_scan_make_no_key(home, trained):

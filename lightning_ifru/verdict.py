@@ -261,6 +261,8 @@ def _against(evidence: Evidence, drift: Drift, tolerance: Tolerance, kept: bool)
         )
         undone = "a correction would have left the weights as they were"
         yield f"No step brought the model nearer to having forgotten: {done if kept else undone}."
+    if not math.isfinite(drift.doubt):
+        yield "How much may be left cannot be told: numbers that the doubt is made of are not finite."
     if drift.doubt > tolerance.doubt and (evidence.steps or drift.requests > 1):
         yield _doubt(drift, f"more than the {tolerance.doubt:.0%} that are tolerated", kept)
     if drift.removed > tolerance.removed:

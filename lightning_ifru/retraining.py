@@ -81,7 +81,8 @@ def train_anew(trainer: lightning.Trainer, module: IFRUMixin, data: InteractionD
     """Draw the module's parameters anew and fit it, from epoch 0, to the data as they now stand.
 
     The trainer's own limits hold. Its checkpoint callbacks take no part: in place of an old file they would delete
-    another one. What is left are the weights of the last epoch.
+    another one. What is left are the weights of the last epoch; after an error, whatever the block
+    :func:`~lightning_ifru.transaction.all_or_nothing` around it undoes.
 
     Raises:
         UnlearningError: the fit has not come to its end.
@@ -102,29 +103,19 @@ def _trained(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
 
 @contextmanager
 def _from_the_beginning(trainer: lightning.Trainer) -> Iterator[None]:
-    """Give a trainer loops that have not run; after an error it has its old ones again."""
+    """Give a trainer loops that have not run, and no checkpoint callbacks until the end."""
     loop, callbacks = trainer.fit_loop, trainer.callbacks  # type: ignore[attr-defined]
-    stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-    known = [dict(vars(callback)) for callback in stopping]
     loaded = trainer.ckpt_path
-    optimizers, schedules = trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs
     fresh = type(loop)(trainer, min_epochs=loop.min_epochs, max_epochs=loop.max_epochs)
     fresh.epoch_loop.min_steps, fresh.epoch_loop.max_steps = loop.min_steps, loop.max_steps
     try:
         trainer.fit_loop = fresh
         trainer.callbacks = [each for each in callbacks if not isinstance(each, Checkpoint)]  # type: ignore[attr-defined]
-        for callback in stopping:
+        for callback in (each for each in callbacks if isinstance(each, EarlyStopping)):
             worst = torch.tensor(torch.inf if callback.monitor_op == torch.lt else -torch.inf)
             begun = {"wait_count": 0, "stopped_epoch": 0, "best_score": worst}
             callback.load_state_dict({**callback.state_dict(), **begun})
         yield
-    except BaseException:
-        trainer.fit_loop = loop
-        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = optimizers, schedules
-        for callback, state in zip(stopping, known, strict=True):
-            vars(callback).clear()
-            vars(callback).update(state)
-        raise
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
         trainer._checkpoint_connector._ckpt_path = loaded  # whose file still remembers

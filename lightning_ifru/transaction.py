@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_ifru.datamodule import InteractionDataModule
 from lightning_ifru.mixin import IFRUMixin
@@ -107,12 +110,11 @@ def all_or_nothing(
 ) -> Iterator[Transaction]:
     """Put everything back as it was if anything in the block fails before its end, or before it has published.
 
-    Weights and buffers, the table, what is staged, optimizers' moments, the callback with its ledger and what
-    Lightning's checkpoint callbacks know; with ``undo`` also if nothing fails.
+    Weights and buffers, the table, what is staged, the trainer's optimizers with their moments and its place in the
+    training, the callback with its ledger and the other callbacks that a checkpoint would restore; with ``undo`` also
+    if nothing fails.
     """
-    weights = _Weights(module)
-    moments = [(optimizer, dict(optimizer.state)) for optimizer in trainer.optimizers]
-    attributes = [(one, dict(vars(one))) for one in (callback, *trainer.checkpoint_callbacks)]
+    weights, training = _Weights(module), _Training(trainer, callback)
     with ExitStack() as stack, data.revocable() as undo_data:
         transaction = Transaction(trainer, stack)
         try:
@@ -127,12 +129,7 @@ def all_or_nothing(
                 else:
                     weights.put_back()
                     undo_data()
-                    for optimizer, state in moments:
-                        optimizer.state.clear()
-                        optimizer.state.update(state)
-                    for one, known in attributes:
-                        vars(one).clear()
-                        vars(one).update(known)
+                    training.put_back()
 
 
 def drop_loaders(trainer: lightning.Trainer) -> None:
@@ -163,6 +160,40 @@ class _Weights:
         module.release_graph()
         for settings, known in self._settings:
             settings.update(known)
+
+
+class _Training:
+    """How far a trainer has trained, with what optimizers, and what its callbacks know of it now."""
+
+    def __init__(self, trainer: lightning.Trainer, callback: lightning.Callback) -> None:
+        strategy = trainer.strategy
+        self._trainer, self._loop = trainer, trainer.fit_loop
+        self._optimizers, self._schedules = strategy.optimizers, strategy.lr_scheduler_configs
+        self._moments = [(optimizer, dict(optimizer.state)) for optimizer in strategy.optimizers]
+        # What no checkpoint restores is not of the training: a progress bar, a note of the error.
+        self._attributes = [
+            (one, _unshared(vars(one)))
+            for one in trainer.callbacks  # type: ignore[attr-defined]
+            if one is callback or isinstance(one, Checkpoint) or is_overridden("state_dict", one)
+        ]
+
+    def put_back(self) -> None:
+        trainer = self._trainer
+        trainer.fit_loop = self._loop
+        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = self._optimizers, self._schedules
+        for optimizer, state in self._moments:
+            optimizer.state.clear()
+            optimizer.state.update(state)
+        for one, known in self._attributes:
+            vars(one).clear()
+            vars(one).update(known)
+
+
+def _unshared(value: Any) -> Any:
+    """The same values in dictionaries and lists of their own, for callbacks add to theirs."""
+    if type(value) is dict:
+        return {name: _unshared(each) for name, each in value.items()}
+    return [_unshared(each) for each in value] if type(value) is list else value
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Training anew where an unlearning is not to be trusted: all of it or nothing."""
 
 import copy
+import errno
+import os
 
 import lightning
 import pytest
@@ -11,7 +13,7 @@ from stock_layers import GraphSAGE
 from test_verdict import EVERYTHING, pairs
 
 from conftest import NUM_ITEMS, NUM_USERS
-from lightning_ifru import IFRUCallback, IFRUMixin, ObjectiveError, UnlearningRequest
+from lightning_ifru import DataError, IFRUCallback, IFRUMixin, ObjectiveError, UnlearningRequest
 from lightning_ifru.ledger import entries_in
 from lightning_ifru.models import NGCF, LightGCN, MatrixFactorization, NeuMF
 from lightning_ifru.retraining import check_retrainable, redraw
@@ -73,29 +75,54 @@ def test_what_is_complete_is_not_retrained(trained):
 
 
 class Breaks(lightning.Callback):
+    """Ends a fit in its second epoch once it is armed, and counts epochs as a checkpoint would restore them."""
+
     def __init__(self):
-        self.armed = False
+        self.armed, self.epochs = False, []
 
     def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append(trainer.current_epoch)
         if self.armed and trainer.current_epoch == 1:
             raise KeyError("broken")
 
+    def state_dict(self):
+        return {"epochs": [*self.epochs]}
 
-@pytest.mark.parametrize("stop", [True, False])
-def test_a_retraining_that_breaks_off_leaves_everything_as_it_was(trained, snapshot, best, stop):
-    breaks = Breaks()
+
+@pytest.mark.parametrize(("stop", "moment"), [(True, "fit"), (False, "fit"), (True, "write"), (False, "write")])
+def test_a_retraining_that_breaks_off_leaves_everything_as_it_was(
+    trained, make_model, snapshot, best, monkeypatch, stop, moment
+):
+    model, breaks = make_model(), Breaks()
+    adam = model.configure_optimizers()
+    model.configure_optimizers = lambda: ([adam], [torch.optim.lr_scheduler.StepLR(adam, 1)])
     others = [EarlyStopping("val_loss", patience=9)] if stop else []
-    trainer, model, data = trained(callbacks=retraining(best(), breaks, *others), max_epochs=4)
+    trainer, model, data = trained(model=model, callbacks=retraining(best(), breaks, *others), max_epochs=4)
+    model.configure_optimizers = type(model).configure_optimizers.__get__(model)  # a retraining makes others
     data.forget(pairs(data, 0, 1))
     before = snapshot(model=model, data=data, trainer=trainer)
-    loop, epoch = trainer.fit_loop, trainer.current_epoch
-    breaks.armed = True
-    with pytest.raises(KeyError):
-        trainer.unlearn(data)
+
+    def training():
+        loop, strategy = trainer.fit_loop, trainer.strategy
+        own = [loop, trainer.optimizers, strategy.lr_scheduler_configs, *trainer.callbacks]
+        known = [[type(one).__name__, one.state_dict()] for one in trainer.callbacks]
+        return [id(one) for one in own], trainer.current_epoch, trainer.global_step, copy.deepcopy(known)
+
+    assert all(optimizer.state for optimizer in trainer.optimizers), "there are moments to lose"
+    then, breaks.armed = training(), moment == "fit"
+    with monkeypatch.context() as patch:
+        if moment == "write":
+            patch.setattr(os, "replace", no_space)
+        with pytest.raises(KeyError if moment == "fit" else DataError):
+            trainer.unlearn(data)
     before.check(but=("rng",))
-    assert (trainer.fit_loop, trainer.current_epoch) == (loop, epoch)
+    assert training() == then
     breaks.armed = False
     assert trainer.unlearn(data).verdict == RETRAINED
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_checkpoint_is_retrained_in_a_new_process(trained, make_data, make_model, make_trainer, best, tmp_path):

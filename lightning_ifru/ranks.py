@@ -139,11 +139,14 @@ class Ranks:
             self.meet(error)
             raise
 
-    def check_equal(self, parts: Mapping[str, Sequence[Any]]) -> None:
+    def check_equal(
+        self, parts: Mapping[str, Sequence[Any]], remedy: str = "read one file, use one seed, and stage one request"
+    ) -> None:
         """Refuse, on all ranks, what is not the same on all of them.
 
         Args:
             parts: by name what is compared: tensors by their bytes, all else by its ``repr``.
+            remedy: what to do where they differ.
 
         Raises:
             RankError: a part differs from rank 0's; the message names it, the ranks, and what to do.
@@ -157,8 +160,8 @@ class Ranks:
             others = [rank for rank, digests in enumerate(everybody) if digests[name] != everybody[0][name]]
             if others:
                 raise RankError(
-                    f"the ranks have different {name} (rank {', '.join(map(str, others))} than rank 0), which cannot "
-                    "be averaged; wanted the same on every rank: read one file, use one seed, and stage one request."
+                    f"the ranks have different {name} (rank {', '.join(map(str, others))} than rank 0), with which "
+                    f"they would not do the same; wanted the same on every rank: {remedy}."
                 )
 
     def _gather(self, value: T) -> list[T]:

@@ -23,7 +23,7 @@ from lightning_ifru.loading import loading_refusal, safe_loading, while_loading
 from lightning_ifru.notices import warn
 from lightning_ifru.outputs import check_target
 from lightning_ifru.pairs import check_pair
-from lightning_ifru.processes import together
+from lightning_ifru.processes import check_keys, together
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.request import UnlearningRequest
 from lightning_ifru.setups import check_setup
@@ -82,6 +82,7 @@ def unlearn(
         with together(trainer) as ranks:
             for refusal in refused:
                 raise refusal
+            check_keys(ranks, throwaway=rehearsed)
             sizes = [(name, getattr(part, "shape", None)) for name, part in module.state_dict().items()]
             ranks.check_equal({"numbers of users or items": [data.num_users, data.num_items], "models": sizes})
 
@@ -96,8 +97,7 @@ def unlearn(
         return []
 
     target = None if output is None or dry_run else Path(output)
-    # A rehearsal needs no key that stays; several processes, each with one of its own, would not agree.
-    rehearsed = dry_run and trainer.world_size == 1 and not has_key()
+    rehearsed = dry_run and not has_key()  # a rehearsal needs no key that stays
     with (
         throwaway_key() if rehearsed else nullcontext(),
         all_or_nothing(trainer, callback, module, data, undo=dry_run) as transaction,

@@ -124,12 +124,18 @@ def test_two_processes_write_one_output_once_and_where_nobody_else_does(folder, 
     assert check_ledger(folder / "output").holds
 
 
+KEYS = (
+    "RankError: the ranks have different keys of digests (rank 1 than rank 0), with which they would not do the same; "
+    "wanted the same on every rank: set LIGHTNING_IFRU_KEY, or LIGHTNING_IFRU_KEY_FILE, to the same key on every rank."
+)
 ERRORS = {
     "requests": ["RankError: the ranks have different requests (rank 1 than rank 0)"] * 2,
     "data": ["RankError: the ranks have different data (rank 1 than rank 0)"] * 2,
     "sizes": ["RankError: the ranks have different numbers of users or items (rank 1 than rank 0)"] * 2,
     "methods": ["RankError: the ranks have different methods (rank 1 than rank 0)"] * 2,
-    "keys": ["RankError: the ranks have different keys (LIGHTNING_IFRU_KEY) (rank 1 than rank 0)"] * 2,
+    "keys": [KEYS] * 2,
+    "keys-data": [KEYS] * 2,
+    "rehearsed-one": [KEYS] * 2,
     "stranger": ["RankError: rank 1 of 2 has failed, and so all end (RequestError: ", "RequestError: "],
     "solve-0": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
     "solve-4": ["RankError: rank 1 of 2 has failed, and so all end (ValueError: on purpose)", "ValueError: on purpose"],
@@ -151,6 +157,18 @@ def test_what_goes_wrong_on_one_rank_ends_all_and_moves_nothing(folder, ranks, n
         assert found[name]["rows"] == 0
         assert not found[name]["pending"]
     assert written_in(folder / name) == []
+
+
+def test_a_rehearsal_in_two_processes_makes_no_key(folder, ranks):
+    for rank, found in enumerate(ranks):
+        assert found["rehearsed"] == {"error": None, "moved": False, "rows": 0, "pending": False, "digest": ""}
+        assert list((folder / f"home-{rank}").iterdir()) == []
+
+
+def test_ranks_with_different_keys_do_not_load_different_files(ranks):
+    """One of them has the request in its ledger under its key, and would go on from its result."""
+    for found in ranks:
+        assert found["output"]["other key"] == KEYS
 
 
 @pytest.fixture(scope="session")

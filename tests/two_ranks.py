@@ -96,6 +96,8 @@ def unlearned(name, folder, trained, devices=1, accelerator="cpu"):
 class Attempt:
     """An unlearning that is to fail: what was raised, and whether anything has moved."""
 
+    rehearses = False
+
     def __init__(self, folder, rank):
         self.folder, self.rank = folder, rank
         self.data, self.model, self.request = data_for("bce"), built(), request()
@@ -105,7 +107,9 @@ class Attempt:
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         rows = len(self.data.train)
         try:
-            self.trainer.unlearn(self.data, model=self.model, request=self.request)
+            self.report = self.trainer.unlearn(
+                self.data, model=self.model, request=self.request, dry_run=self.rehearses
+            )
             error = None
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
@@ -148,9 +152,15 @@ def other_key(attempt):
     os.environ["LIGHTNING_IFRU_KEY"] += "-of-another-machine"
 
 
+def other_key_and_labels(attempt):
+    other_key(attempt)
+    other_labels(attempt)
+
+
 #: What is done on the second rank alone.
 DIFFERENT = {
     "keys": other_key,
+    "keys-data": other_key_and_labels,
     "requests": other_request,
     "stranger": stranger,
     "data": other_labels,
@@ -187,6 +197,16 @@ def failures(folder, rank):
         attempt = Attempt(folder / f"solve-{calls}", rank)
         with failing(Objective, "value_and_gradient", ValueError("on purpose"), calls if rank == 1 else 1000):
             found[f"solve-{calls}"] = attempt.run()
+    for name, keyed in (("rehearsed", ()), ("rehearsed-one", (0,))):
+        attempt = Attempt(folder / name, rank)
+        attempt.rehearses, home = True, folder / f"home-{rank}"
+        home.mkdir(exist_ok=True)
+        with patch.dict(os.environ, {"XDG_CONFIG_HOME": str(home.resolve())}):
+            if rank not in keyed:
+                del os.environ["LIGHTNING_IFRU_KEY"]
+            found[name] = attempt.run()
+        if name == "rehearsed":
+            found[name]["digest"] = attempt.report.digest
     attempt = Attempt(folder / "disk", rank)
     with failing(attempt.trainer.strategy.checkpoint_io, "save_checkpoint", OSError("no space left")):
         found["disk"] = attempt.run()
@@ -221,6 +241,15 @@ def into_an_output(folder):
             except RankError as error:
                 found["said"].append(f"RankError: {error}")
         found["ledger"] = found.get("ledger") or trainer.callbacks[0].ledger
+    with patch.dict(os.environ):
+        if rank == 1:
+            os.environ["LIGHTNING_IFRU_KEY"] += "-of-another-machine"
+        try:
+            trainer_in(folder, enable_checkpointing=False).unlearn(
+                data_for("bce"), model=built(), output=folder / "a.ckpt", **arguments
+            )
+        except RankError as error:
+            found["other key"] = f"RankError: {error}"
     return found
 
 

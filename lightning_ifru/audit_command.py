@@ -70,9 +70,10 @@ def _check_ledger(name: str, args: list[str], description: str, usage: str) -> i
     """Check a ledger; neither model nor data are needed."""
     parser = CommandParser(prog=f"lightning-ifru {name}", description=description, usage=usage)
     parser.add_argument("--ledger", type=Path, required=True, help=_LEDGER)
+    add_flag(parser, "restore", "take lines that were lost, and by no crash, from the checkpoints.")
     add_flag(parser, "json", "print what was found as one JSON object, and nothing else.")
     given = parser.parse_args(args)
-    found = check_ledger(given.ledger)
+    found = check_ledger(given.ledger, given.restore)
     sys.stdout.write(f"{found.to_json() if given.json else found}\n")
     return 0 if found.holds else 3
 
@@ -110,7 +111,7 @@ def _parser(prog: str, description: str, usage: str) -> CommandParser:
 
 _LEDGER = (
     "ledger.jsonl, or the folder that it is in: check that its lines follow from one another and agree with the "
-    "checkpoints beside it; no other options but --json are needed then."
+    "checkpoints beside it; no other options but --restore and --json are taken then."
 )
 #: What else LightningCLI's config files hold, for which they are taken; as plain values: nothing is made of them.
 _OF_THE_FIT: dict[str, Any] = {

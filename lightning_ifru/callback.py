@@ -109,6 +109,7 @@ class IFRUCallback(lightning.Callback):
         self.report: UnlearningReport | None = None
         self._states = WarmStates()
         self._beginning = Beginning()
+        self._written: str | None = None  # the hash of the file that has the model as it is
         self._undone: Target | None = None  # where to write once the model has been trained anew
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,7 +120,13 @@ class IFRUCallback(lightning.Callback):
         """Take over a checkpoint's ledger: what it does not know of was of other data, or it would be refused."""
         beginning = Beginning.of(state_dict)
         self.ledger = entries_of(state_dict)
-        self._beginning = beginning
+        self._beginning, self._written = beginning, None
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take note that a checkpoint's weights have taken the place of those that were written."""
+        self._written = None if trainer.ckpt_path else self._written
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse before training what could not be forgotten after it."""
@@ -130,7 +137,7 @@ class IFRUCallback(lightning.Callback):
             with together(trainer):
                 self.request = as_request(self.request)
                 data.table.plan(self.request if data.pending is None else data.pending | self.request)
-        self._beginning = self._beginning.fit_starts(trainer, self.ledger)
+        self._beginning, self._written = self._beginning.fit_starts(trainer, self.ledger), None
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Take note that a fit from epoch 0 trains, for its checkpoints say so."""
@@ -230,7 +237,8 @@ class IFRUCallback(lightning.Callback):
         phases.begin("preparing")
         with plainly(trainer, module), evaluation_mode(module):
             check_same(ranks, module, data, self.method)
-            target = None if dry_run else Target.of(trainer, ranks, transaction, output, self.ledger, data.pending)
+            place = (trainer, ranks, transaction, output, self.ledger, data.pending, self._written)
+            target = None if dry_run else Target.of(*place)
             if not len(data.removal().positions):
                 return self._nothing_left(trainer, ranks, data, target, laps[0])
             if self.on_incomplete == "retrain":
@@ -276,7 +284,7 @@ class IFRUCallback(lightning.Callback):
         since = ticks()
         report = ranks.first(replace(report, seconds=seconds | {"total": sum(seconds.values())}))
         entry = new_entry(report, self.method, self.ledger, target.before, self._beginning.since(self.ledger))
-        self.ledger = [*self.ledger, ranks.first(entry)]
+        self.ledger, self._written = [*self.ledger, ranks.first(entry)], None  # until it is there
         # Adam's moments are averages of the gradients of what was forgotten.
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
@@ -291,7 +299,7 @@ class IFRUCallback(lightning.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(report.scalars(), step=trainer.global_step)
             logger.save()
-        target.publish(self.ledger)
+        self._written = target.publish(self.ledger)
         return ranks.first(_timed(report, seconds, since))
 
     def _nothing_left(
@@ -316,6 +324,7 @@ class IFRUCallback(lightning.Callback):
                 )
             data.discard()
             target.leave(self.ledger)
+            self._written = target.before
             if target.loaded is not None:
                 older = older_checkpoints(trainer, target.loaded, self.ledger)
                 report = replace(report, checkpoint=str(target.loaded), older_checkpoints=older)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightning_ifru.finite import finite
 from lightning_ifru.influence import IFRU
 from lightning_ifru.keys import digest_key, key_name
 from lightning_ifru.loading import read_checkpoint
-from lightning_ifru.outputs import sha256_of, sync_folder
+from lightning_ifru.outputs import sha256_of, sync_folder, unfinished
 from lightning_ifru.report import UnlearningReport
 from lightning_ifru.verdict import Drift
 from lightning_ifru.versions import versions
@@ -117,7 +118,9 @@ def _is_drift(values: object) -> bool:
         number = isinstance(value, float) and each.type == "float" and 0 <= value < math.inf
         if not (value is None or whole or number):
             return False
-    return (values.get("stuck") or 0) <= (values.get("forgotten") or 0)
+    drift = Drift.of({"drift": values})
+    most = drift.trained * drift.requests  # who has come back is forgotten again
+    return drift.stuck <= drift.forgotten <= most and math.isfinite(drift.doubt)
 
 
 def is_result(checkpoint: Path, digest: str, loaded: Path, method: IFRU | None = None) -> bool:
@@ -160,7 +163,9 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = path.read_bytes() if path.exists() else b""
+        #: Whether the file is there.
+        self.existed = path.exists()
+        content = path.read_bytes() if self.existed else b""
         *self.texts, rest = content.split(b"\n")
         #: The lines, ``None`` for what is no line of a ledger.
         self.lines = [_parsed(text) for text in self.texts]
@@ -171,24 +176,48 @@ class Ledger:
         """Add lines for those entries that have none yet, and return how many; take away what was torn. Once at most.
 
         Args:
-            entries: in their order. Those of versions without ids are left out.
+            entries: in their order. Those of versions without ids, or with no line of models, are left out.
             files: of entries, by their ids, the name and the hash of the checkpoint that was written with them.
 
         Raises:
             OSError: they could not be added; the file is as it was.
         """
-        known = {line["id"] for line in self.lines if line is not None}
         texts = list(self.texts)
-        for entry in entries:
-            if isinstance(entry.get("id"), str) and entry["id"] not in known:
-                name, after = files.get(entry["id"], (None, None))
-                previous = hashlib.sha256(texts[-1]).hexdigest() if texts else None
-                line = {**entry, "checkpoint": name, "checkpoint_after": after, "previous": previous}
-                texts.append(json.dumps(line, allow_nan=False).encode())
+        for entry in self.lacks(entries):
+            name, after = files.get(entry["id"], (None, None))
+            previous = hashlib.sha256(texts[-1]).hexdigest() if texts else None
+            line = {**entry, "checkpoint": name, "checkpoint_after": after, "previous": previous}
+            texts.append(json.dumps(line, allow_nan=False).encode())
         added = texts[len(self.texts) :]
         if added or self.torn:
             self._write(b"".join(text + b"\n" for text in added))
         return len(added)
+
+    def lacks(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return those entries of a checkpoint that have no line; those of versions without any are left out."""
+        known = {line["id"] for line in self.lines if line is not None}
+        return [one for one in entries if has_line(one) and one["id"] not in known]
+
+    def misses(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return those that have no line though the file has some of their line of models, or is there and empty.
+
+        Left out are those from which no file was unlearned further: they may have been written nowhere.
+
+        Example:
+            >>> import tempfile
+            >>> ledger = Ledger(Path(tempfile.mkdtemp(), "ledger.jsonl"))
+            >>> ledger.append([{"id": "a", "line": "m"}], {}), len(ledger.misses([{"id": "a", "line": "m"}]))
+            (1, 0)
+            >>> b, c = {"id": "b", "line": "m"}, {"id": "c", "line": "another", "checkpoint_before": "12ab"}
+            >>> [Ledger(ledger.path).misses(entries) for entries in ([b, c], [b, {**c, "checkpoint_before": None}])]
+            [[{'id': 'b', 'line': 'm'}], []]
+        """
+        if self.existed and not self.lines:
+            return self.lacks(entries)
+        models = {line["line"] for line in self.lines if line is not None}
+        gone_on = {one.get("id") for one, after in pairwise(entries) if _hash(after, "checkpoint_before")}
+        written = gone_on | {one.get("id") for one in entries[-1:]}
+        return [one for one in self.lacks(entries) if one["line"] in models and one["id"] in written]
 
     def unknown_to(self, entries: Sequence[Entry], before: str | None) -> list[Entry]:
         """Return the lines of unlearnings that have gone on from where a checkpoint is, or from one of these.
@@ -218,23 +247,36 @@ class Ledger:
             models, files = reached, files | {_hash(one, "checkpoint_after") for one in found} - {None}
 
     def _write(self, added: bytes) -> None:
-        """Put what is added after the last whole line, on the disk."""
-        new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        """Put what is added after the last whole line, on the disk; a new file is there with all of it, or not."""
+        if self.existed:
+            _put(self.path, self._size, added)
+            return
+        with unfinished(self.path) as place:
+            _put(place, 0, added)
+            os.replace(place, self.path)
+        sync_folder(self.path.parent)
+
+
+def _put(path: Path, size: int, added: bytes) -> None:
+    """Let a file go on with other content from somewhere, or end there if it cannot."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.ftruncate(descriptor, size)
         try:
-            os.ftruncate(descriptor, self._size)
-            try:
-                os.lseek(descriptor, 0, os.SEEK_END)
-                while added:
-                    added = added[os.write(descriptor, added) :]
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, self._size)
-                raise
-        finally:
-            os.close(descriptor)
-        if new:
-            sync_folder(self.path.parent)
+            os.lseek(descriptor, 0, os.SEEK_END)
+            while added:
+                added = added[os.write(descriptor, added) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def has_line(entry: Entry) -> bool:
+    """Return whether an entry is to have a line: versions before ledgers were files have written others."""
+    return all(isinstance(entry.get(name), str) for name in ("id", "line"))
 
 
 def _hash(line: Entry, name: str) -> str | None:
@@ -247,7 +289,7 @@ def _parsed(text: bytes) -> Entry | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    named = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in ("id", "line"))
+    named = isinstance(line, dict) and has_line(line)
     return line if named and isinstance(line.get("checkpoint"), (str, type(None))) else None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from filelock import Timeout
 
 from lightning_ifru.bounded import printable
 from lightning_ifru.errors import DataError
-from lightning_ifru.ledger import Entry, Ledger, entries_in
+from lightning_ifru.ledger import Entry, Ledger, entries_in, has_line
 from lightning_ifru.outputs import LEDGER, alone_in, sha256_of
 
 
@@ -25,10 +27,11 @@ class LedgerCheck:
         lines: how many unlearnings it has.
         holds: whether nothing is wrong with it.
         faults: what is, a sentence each.
-        restored: how many lines were missing at its end and taken from the checkpoints, as after a crash.
+        restored: how many lines were missing and taken from the checkpoints.
         checkpoints: of every checkpoint that it names, whether it is ``"as written"``, ``"gone"`` or ``"changed"``.
         last: the SHA-256 of the last line, ``None`` where there is none. Kept elsewhere, it tells whether a later
             ledger has this one as its beginning; the last line has none after it that would say that it was changed.
+        lost: how many lines were missing that no crash takes away.
     """
 
     ledger: str
@@ -38,6 +41,7 @@ class LedgerCheck:
     restored: int
     checkpoints: dict[str, str]
     last: str | None = None
+    lost: int = 0
 
     def to_json(self) -> str:
         """Return all attributes as JSON, in one line."""
@@ -51,7 +55,8 @@ class LedgerCheck:
         states = ", ".join(f"{name} {state}" for name, state in self.checkpoints.items())
         lines = [f"{self.ledger}: {requests}{restored}; {verdict}."]
         if self.restored > 1 or 0 < self.restored == self.lines:
-            why = "the file was emptied or is new" if self.restored == self.lines else "more than a crash takes away"
+            apart = "each of a model that is new to it, or its model's last, as after a crash"
+            why = "as asked for" if self.lost else "the file is new" if self.restored == self.lines else apart
             lines.append(f"RESTORED {self.restored} lines from the checkpoints: {why}.")
         lines += [f"  - {fault}" for fault in self.faults[:_MOST_FAULTS]]
         lines += [f"  - and {len(self.faults) - _MOST_FAULTS} more."] if len(self.faults) > _MOST_FAULTS else []
@@ -60,11 +65,15 @@ class LedgerCheck:
         return "\n".join(map(printable, lines))  # names are whatever the file says
 
 
-def check_ledger(path: Path) -> LedgerCheck:
+def check_ledger(path: Path, restore: bool = False) -> LedgerCheck:
     """Restore the end of a ledger where a process was killed before it came to that, and say whether all of it holds.
+
+    A crash takes away at most the last line of a line of models, or all of one of which the file had none. Where more
+    is missing, it was lost otherwise: then nothing is written, so that the next check finds the same.
 
     Args:
         path: of the file, or of the folder that it stands in.
+        restore: take from the checkpoints what no crash has taken away, too, which is still a fault this once.
 
     Raises:
         DataError: there is none, and no checkpoint says what would stand in it; or lines are missing while another
@@ -72,15 +81,16 @@ def check_ledger(path: Path) -> LedgerCheck:
     """
     path = path / LEDGER if path.is_dir() else path
     try:
-        beside = {file: entries_in(file) or [] for file in sorted(filter(_packed, path.parent.glob("*")), key=_age)}
-        existed = path.exists()
-        restored, why = _restore(path, beside)
+        beside = entries_beside(path.parent)
+        restored, lost, why = _restore(path, beside, restore)
         if not path.exists():
             raise DataError(f"there is no ledger {path}; give the path of one, which stands beside the checkpoints.")
         ledger = Ledger(path)
-        faults = _chain(ledger) + _descent(ledger)
-        if existed and restored > 1:
-            faults.insert(0, f"it had lost {restored} lines, and a crash takes away the last one alone.")
+        faults = chain(ledger) + _descent(ledger)
+        if lost:
+            lines, now = ("1 line", "is") if lost == 1 else (f"{lost} lines", "are")
+            done = f"{now} restored" if restored else f"{now} not restored without --restore"
+            faults.insert(0, f"it had lost {lines}, which no crash takes away and which {done}.")
         checkpoints, more = _named(ledger, path.parent)
         faults += more + _carried(ledger, beside)
     except OSError as error:
@@ -88,33 +98,71 @@ def check_ledger(path: Path) -> LedgerCheck:
     if ledger.torn:
         faults.append(f"its last line is not whole, and could not be restored{why}.")
     last = hashlib.sha256(ledger.texts[-1]).hexdigest() if ledger.texts else None
-    return LedgerCheck(str(path), len(ledger.lines), not faults, faults, restored, checkpoints, last)
+    return LedgerCheck(str(path), len(ledger.lines), not faults, faults, restored, checkpoints, last, lost)
 
 
-def _restore(path: Path, beside: dict[Path, list[Entry]]) -> tuple[int, str]:
-    """Add the lines that the checkpoints have and the ledger has not; return how many, or why that cannot be."""
+def entries_beside(folder: Path) -> dict[Path, list[Entry]]:
+    """Return the entries of the checkpoints in a folder, the oldest first."""
+    return {file: entries_in(file) or [] for file in sorted(filter(_packed, folder.glob("*")), key=_age)}
+
+
+def written_with(beside: Mapping[Path, list[Entry]], ids: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return name and hash of the checkpoints that were written with entries, by their ids, as far as they are there.
+
+    Args:
+        beside: the entries of each, the oldest first: of several with the same last entry that was written with it.
+        ids: of the entries.
+    """
+    files = {e[-1]["id"]: file for file, e in reversed([*beside.items()]) if e and "id" in e[-1]}
+    return {one: (file.name, sha256_of(file)) for one, file in files.items() if one in ids}
+
+
+def _restore(path: Path, beside: dict[Path, list[Entry]], everything: bool) -> tuple[int, int, str]:
+    """Add the lines that the checkpoints have and the ledger has not.
+
+    Returns:
+        how many were added, how many no crash has taken away, and why none could be added.
+    """
     ledger = Ledger(path)
-    known = {line["id"] for line in ledger.lines if line is not None}
-    lacking = [entries for entries in beside.values() if {entry.get("id") for entry in entries} - known - {None}]
+    lacking = [entries for entries in beside.values() if ledger.lacks(entries)]
     if not lacking and not ledger.torn:
-        return 0, ""
-    if _chain(ledger):
-        return 0, ", as the lines before do not hold"
+        return 0, 0, ""
+    if chain(ledger):
+        return 0, 0, ", as the lines before do not hold"
+    lost = _lost(ledger, lacking)
     try:
         with alone_in(path.parent):
-            # Of several with the same last entry the oldest is the one that was written with it.
-            files = {e[-1]["id"]: (f.name, sha256_of(f)) for f, e in reversed(beside.items()) if e and "id" in e[-1]}
-            every = [entry for entries in sorted(lacking, key=len) for entry in entries]
-            unique = {entry["id"]: entry for entry in every if "id" in entry}
-            return Ledger(path).append([*unique.values()], files), ""
+            ledger = Ledger(path)
+            lost = _lost(ledger, lacking)
+            if lost and not everything:
+                return 0, lost, ", as more is lost"
+            every = ledger.lacks([entry for entries in sorted(lacking, key=len) for entry in entries])
+            unique = {entry["id"]: entry for entry in every}
+            return ledger.append([*unique.values()], written_with(beside, unique)), lost, ""
     except (DataError, ValueError) as error:
         if isinstance(error.__cause__, Timeout):  # what is missing may be about to be written
             raise
-        return 0, f": {error}"
+        return 0, lost, f": {error}"
 
 
-def _chain(ledger: Ledger) -> list[str]:
-    """What breaks the chain of hashes."""
+def _lost(ledger: Ledger, histories: Sequence[Sequence[Entry]]) -> int:
+    """How many lines are missing that no crash takes away.
+
+    That is all of a file that is empty, for a new one appears with its lines, several of one line of models, and one
+    before another that is there.
+    """
+    missed = {one["id"]: one for entries in histories for one in ledger.misses(entries)}
+    known = {line["id"] for line in ledger.lines if line is not None}
+    earlier: set[str] = set()
+    for entries in histories:
+        last = max((at for at, one in enumerate(entries) if one.get("id") in known), default=0)
+        earlier |= {one["id"] for one in entries[:last] if has_line(one)}
+    several = Counter(one["line"] for one in missed.values())
+    return sum(not ledger.lines or several[one["line"]] > 1 or name in earlier for name, one in missed.items())
+
+
+def chain(ledger: Ledger) -> list[str]:
+    """Return what breaks a ledger's chain of hashes, a sentence each."""
     faults, seen, previous = [], set(), None
     for number, (line, text) in enumerate(zip(ledger.lines, ledger.texts, strict=True), start=1):
         if line is None:
@@ -174,7 +222,7 @@ def _carried(ledger: Ledger, beside: dict[Path, list[Entry]]) -> list[str]:
     lines = {line["id"]: (number, line) for number, line in enumerate(ledger.lines, start=1) if line is not None}
     faults = []
     for file, entries in beside.items():
-        missing = sum(entry["id"] not in lines for entry in entries if "id" in entry)
+        missing = len(ledger.lacks(entries))
         if missing:
             faults.append(f"{file.name} tells of {missing} unlearnings of which the ledger has no line.")
         for entry in entries:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ifru.bounded import printable
 from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
 from lightning_ifru.errors import RankError
 from lightning_ifru.ledger import Entry, Ledger
+from lightning_ifru.ledger_check import chain, entries_beside, written_with
 from lightning_ifru.leftovers import check_written
+from lightning_ifru.notices import warn
 from lightning_ifru.outputs import LEDGER, sha256_of, writing
 from lightning_ifru.ranks import Ranks
 from lightning_ifru.request import UnlearningRequest
@@ -30,7 +32,7 @@ class Target:
         transaction: that it is part of, and that is final as soon as the checkpoint has its name.
         path: of the checkpoint to write; ``None`` where none is.
         loaded: the checkpoint that is unlearned, on the first rank, if it is a file.
-        before: its hash.
+        before: its hash, or that of the file that this process has written of the same model before.
         request: of which nothing may be left in what is written.
     """
 
@@ -51,6 +53,7 @@ class Target:
         output: Path | None,
         entries: Sequence[Entry],
         request: UnlearningRequest | None,
+        written: str | None = None,
     ) -> Target:
         """Choose the place, and keep others out of it.
 
@@ -61,6 +64,8 @@ class Target:
             output: the path that was asked for; by default the trainer's checkpoint callbacks say where.
             entries: what was forgotten before.
             request: what is staged.
+            written: the hash of the file that this process has written of the model last, if it is that model still;
+                weights that were changed by hand since cannot be told.
 
         Raises:
             DataError: another process writes there, or nothing can be written there.
@@ -75,7 +80,7 @@ class Target:
                 transaction.hold(folder)
             path = ranks.first(new_checkpoint(trainer, folder, len(entries) + 1))
         loaded = loaded_checkpoint(trainer) if first else None
-        before = None if loaded is None else sha256_of(loaded)
+        before = written if loaded is None else sha256_of(loaded)
         return cls(trainer, ranks, transaction, path, loaded, before, request)
 
     def write(self) -> None:
@@ -92,18 +97,22 @@ class Target:
         else:
             self._save(self.path)  # all take part
 
-    def publish(self, entries: Sequence[Entry]) -> None:
+    def publish(self, entries: Sequence[Entry]) -> str | None:
         """Give the checkpoint its name, after which nothing is undone, and the ledger its lines.
 
         Args:
             entries: what the checkpoint says was forgotten, the last of them by this unlearning.
+
+        Returns:
+            the hash of the file, on the first rank, if it could be read again.
         """
         if self.path is None:
-            return
+            return None
+        digest = None
         self.ranks.meet()  # nobody has failed
         if self.ranks.rank == 0:
             self.transaction.publish()
-            self.note(entries, self.path)
+            digest = self.note(entries, self.path)
         try:
             self.ranks.meet()
         except RankError as error:
@@ -111,26 +120,45 @@ class Target:
                 raise RankError(f"{self.path} is written, whole and final, but then {error}") from error
             raise
         self.transaction.settle()
+        return digest
 
-    def note(self, entries: Sequence[Entry], written: Path) -> None:
+    def note(self, entries: Sequence[Entry], written: Path) -> str | None:
         """Add to the ledger beside a checkpoint what it lacks: also what a process could not that was killed too early.
 
         Args:
             entries: what the checkpoint says was forgotten.
             written: the checkpoint, which was written with the last of them.
+
+        Returns:
+            its hash, if it could be read.
         """
-        path = written.with_name(LEDGER)
+        path, digest = written.with_name(LEDGER), None
         try:
-            files: dict[str, tuple[str, str]] = {}
-            if self.loaded is not None and self.before is not None and _beside(self.loaded, path):
-                files |= {entry.get("id", ""): (self.loaded.name, self.before) for entry in entries[-2:-1]}
-            files |= {entry.get("id", ""): (written.name, sha256_of(written)) for entry in entries[-1:]}
-            Ledger(path).append(entries, files)
+            digest = sha256_of(written)
+            ledger = Ledger(path)
+            broken, missed, lacked = chain(ledger), ledger.misses(entries), ledger.lacks(entries[:-1])
+            missed = [one for one in missed if one in lacked]  # the last is the one that is written
+            files = written_with(entries_beside(path.parent), {one["id"] for one in lacked}) if lacked else {}
+            files |= {entry.get("id", ""): (written.name, digest) for entry in entries[-1:]}
+            ledger.append(entries, files)
         except (OSError, ValueError) as error:
-            rank_zero_warn(
+            warn(
                 f"{written} is written, but not its line in {path} ({error}); the next unlearning into that folder "
                 f"adds it, and so does: lightning-ifru audit --ledger {path}"
             )
+            return digest
+        if broken:
+            warn(
+                f"{path} did not hold when a line was to be added to it: {printable(broken[0])} See: lightning-ifru "
+                f"audit --ledger {path}"
+            )
+        if missed:
+            lines = "1 line" if len(missed) == 1 else f"{len(missed)} lines"
+            warn(
+                f"{path} had lost {lines} of earlier unlearnings, added again from {written.name}: a crash takes away "
+                "one; if there was none, find out who has changed the file."
+            )
+        return digest
 
     def leave(self, entries: Sequence[Entry]) -> None:
         """Write nothing, as nothing was left to forget, but see to the ledger if that was found in this very folder.

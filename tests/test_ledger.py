@@ -232,7 +232,8 @@ def test_packed_parts_are_not_unpacked_for_a_ledger(folder):
 DRIFTS = [
     *({"forgotten": value} for value in (-(10**9), 10**400, 1.5, True, "7", [1])),
     *({"moved": value} for value in (-1.0, math.inf, math.nan, "1", {})),
-    *({"stuck": 2, "forgotten": 1}, "much", [1]),
+    *({"stuck": 2, "forgotten": 1}, {"forgotten": 2**62, "trained": 10}, {"stuck": 7, "forgotten": 11, "trained": 10}),
+    *({"moved": 1e-308, "undecided": 1e308}, {"asked": 1e-308, "pulled": 1e308}, "much", [1]),
 ]
 
 
@@ -351,24 +352,103 @@ def emptied(folder):
     (folder / LEDGER).write_text("")
 
 
+def halved(folder):
+    (folder / LEDGER).write_bytes((folder / LEDGER).read_bytes()[:50])
+
+
+def with_a_hole(folder):
+    """Somebody takes a line out and makes the hashes after it hold again."""
+    lines = lines_of(folder)
+    lines[2]["previous"] = lines[1]["previous"]
+    write(folder, [lines[0], lines[2]])
+
+
+LOSSES = [
+    (emptied, 3),
+    (halved, 3),
+    (lambda f: write(f, lines_of(f)[:1]), 2),
+    (with_a_hole, 1),
+]
+
+
+@pytest.mark.parametrize(("lose", "lost"), LOSSES)
+def test_what_no_crash_takes_away_is_restored_only_if_asked_for(folder, capsys, lose, lost):
+    lose(folder)
+    less = (folder / LEDGER).read_bytes()
+    lines = f"it had lost {lost} line{'s' if lost > 1 else ''}, which no crash takes away and which"
+    for _ in range(2):  # the fault stays seen
+        assert main(["audit", "--ledger", str(folder)]) == 3
+        said = capsys.readouterr().out
+        assert f"{lines} {'are' if lost > 1 else 'is'} not restored without --restore." in said
+        assert "RESTORED" not in said
+        assert (folder / LEDGER).read_bytes() == less
+    assert main(["audit", "--ledger", str(folder), "--restore", "true"]) == 3
+    said = capsys.readouterr().out
+    assert f"{lines} {'are' if lost > 1 else 'is'} restored." in said
+    assert (f"RESTORED {lost} lines from the checkpoints: as asked for." in said) == (lost > 1)
+    # What came of a line that was taken out stands before it now.
+    assert main(["audit", "--ledger", str(folder)]) == (3 if lose is with_a_hole else 0)
+    assert {line["id"] for line in lines_of(folder)} == {entry["id"] for entry in entries_in(folder / "3.ckpt")}
+    assert {line["checkpoint"] for line in lines_of(folder)} == {"1.ckpt", "2.ckpt", "3.ckpt"}
+
+
+def another_model(folder):
+    """A ledger of another model, in which all ids are others."""
+    lines = [line | {"id": line["id"][::-1], "line": "another", "checkpoint": None} for line in lines_of(folder)]
+    lines = [line | {"checkpoint_after": None, "checkpoint_before": None} for line in lines]
+    for before, line in itertools.pairwise(lines):
+        line["previous"] = sha256(json.dumps(before).encode())
+    write(folder, lines)
+
+
 @pytest.mark.parametrize(
-    ("lose", "code", "restored", "why"),
+    ("lose", "restored", "why"),
     [
-        (emptied, 3, 3, "the file was emptied or is new"),
-        (gone, 0, 3, "the file was emptied or is new"),
-        (lambda f: write(f, lines_of(f)[:1]), 3, 2, "more than a crash takes away"),
-        (cut, 0, 1, None),
+        (gone, 3, "RESTORED 3 lines from the checkpoints: the file is new."),
+        (another_model, 3, "RESTORED 3 lines from the checkpoints: each of a model that is new to it, or"),
+        (cut, 1, None),
     ],
 )
-def test_more_than_a_crash_takes_away_is_restored_loudly(folder, capsys, lose, code, restored, why):
-    whole = (folder / LEDGER).read_bytes()
+def test_one_crash_is_no_loss(folder, capsys, lose, restored, why):
     lose(folder)
-    assert main(["audit", "--ledger", str(folder)]) == code
+    assert main(["audit", "--ledger", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert (f"RESTORED {restored} lines from the checkpoints: {why}." in said) == (why is not None)
+    assert f"{restored} of them restored from the checkpoints beside it; every line follows" in said
     assert ("RESTORED" in said) == (why is not None)
-    assert f"it had lost {restored} lines" in said or code == 0
-    assert (folder / LEDGER).read_bytes() == whole
+    assert (why or "") in said
+    assert [line["checkpoint"] for line in lines_of(folder)][-restored:] == ["1.ckpt", "2.ckpt", "3.ckpt"][-restored:]
+
+
+@pytest.mark.parametrize(
+    ("lose", "said"),
+    [
+        (emptied, "had lost 3 lines of earlier unlearnings, added again from 4.ckpt: a crash takes away one"),
+        (lambda f: write(f, lines_of(f)[:1]), "had lost 2 lines of earlier"),
+        (cut, "had lost 1 line of earlier"),
+        (lambda f: changed(f, 1, num_forgotten=1), "did not hold when a line was to be added to it: line 3 does not"),
+        (gone, None),
+        (another_model, None),
+        (lambda f: None, None),
+    ],
+)
+def test_the_next_unlearning_says_what_was_wrong_with_the_ledger(folder, unlearn, recwarn, lose, said):
+    lose(folder)
+    unlearn("person-013", folder / "3.ckpt", folder / "4.ckpt")
+    warned = [str(one.message) for one in recwarn if str(folder / LEDGER) in str(one.message)]
+    assert [said in one for one in warned] == ([True] if said else [])
+    assert [line["checkpoint"] for line in lines_of(folder)][-4:] == ["1.ckpt", "2.ckpt", "3.ckpt", "4.ckpt"]
+
+
+def test_a_new_ledger_is_there_with_its_lines_or_not_at_all(folder, monkeypatch):
+    """An empty one is then one that somebody has emptied."""
+    gone(folder)
+    names = {path.name for path in folder.iterdir()} | {LOCK}
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_ifru.ledger.os.fsync", Mock(side_effect=OSError("no room")))
+        with pytest.raises(DataError, match="no room"):
+            check_ledger(folder)
+    assert {path.name for path in folder.iterdir()} == names
+    assert check_ledger(folder).holds
 
 
 def test_nothing_is_restored_onto_a_broken_chain(folder):
@@ -488,6 +568,69 @@ def test_entries_of_versions_without_ids_are_kept_in_the_checkpoint_and_have_no_
     assert line["number"] == 4
     assert len(entries_in(folder / "old" / "4.ckpt")) == 4
     assert check_ledger(folder / "old").holds
+
+
+def test_an_entry_that_is_of_no_line_of_models_has_no_line(folder, unlearn):
+    content = torch.load(folder / "1.ckpt", weights_only=True)
+    (folder / "odd").mkdir()
+    del content["callbacks"]["IFRUCallback"]["ledger"][0]["line"]
+    torch.save(content, folder / "odd" / "1.ckpt")
+    unlearn("person-013", folder / "odd" / "1.ckpt", folder / "odd" / "2.ckpt")
+    assert [line["checkpoint"] for line in lines_of(folder / "odd")] == ["2.ckpt"]
+    assert check_ledger(folder / "odd").holds
+
+
+def test_who_has_come_back_may_be_forgotten_again(folder):
+    content = torch.load(folder / "3.ckpt", weights_only=True)
+    drift = content["callbacks"]["IFRUCallback"]["ledger"][-1]["drift"]
+    drift["forgotten"] = drift["trained"] + 1
+    torch.save(content, folder / "4.ckpt")
+    assert len(entries_in(folder / "4.ckpt")) == 3
+
+
+@pytest.fixture
+def trained(make_data, make_model, make_trainer):
+    callback = IFRUCallback(IFRU(max_steps=1, cg_iterations=3), evaluate=False)
+    trainer = make_trainer(callbacks=[callback], enable_checkpointing=False, max_epochs=1)
+    data, model = make_data(), make_model()
+    trainer.fit(model, datamodule=data)
+
+    def run(person, **where):
+        trainer.unlearn(data, model=model, request=UnlearningRequest(users=[person]), **where)
+        return callback.ledger[-1]["checkpoint_before"]
+
+    run.trainer, run.model, run.data, run.callback = trainer, model, data, callback
+    return run
+
+
+def test_what_this_process_has_written_is_what_it_goes_on_from(trained, tmp_path):
+    a, b, c, d = (tmp_path / f"{name}.ckpt" for name in "abcd")
+    assert trained(PEOPLE[0], output=a) is None
+    assert trained(PEOPLE[1], output=b) == sha256(a.read_bytes())
+    trained.trainer.unlearn(trained.data, request=UnlearningRequest(users=["person-013"]), dry_run=True)
+    trained.trainer.validate(trained.model, datamodule=trained.data, verbose=False)
+    assert trained(PEOPLE[0]) == sha256(a.read_bytes())  # nothing is left of it, nor written
+    assert trained(PEOPLE[2], output=c) == sha256(b.read_bytes())
+    assert check_ledger(tmp_path).holds
+    assert trained("person-013", ckpt_path=c, output=d) == sha256(c.read_bytes())
+    assert trained("person-014", output=b) == sha256(d.read_bytes())
+
+
+def test_after_other_weights_nothing_is_said_of_what_was_written(trained, tmp_path, recwarn):
+    a, b = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    trained(PEOPLE[0], output=a)
+    for loop, quiet in [("validate", {"verbose": False}), ("test", {"verbose": False}), ("predict", {})]:
+        trained(PEOPLE[0], ckpt_path=a)  # forgotten before: the file is found
+        assert trained.callback._written == sha256(a.read_bytes())
+        getattr(trained.trainer, loop)(trained.model, datamodule=trained.data, ckpt_path=a, **quiet)
+        assert trained.callback._written is None
+    assert trained(PEOPLE[1], output=b) is None
+    trained.trainer.fit_loop.max_epochs = 2
+    trained.trainer.fit(trained.model, datamodule=trained.data)
+    assert trained(PEOPLE[2], output=a) is None
+    assert trained("person-013") == sha256(a.read_bytes())  # written nowhere
+    assert trained("person-014", output=b) is None
+    assert not any("had lost" in str(one.message) for one in recwarn)
 
 
 def test_what_a_result_is(folder):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from lightning_ifru.errors import UnlearningError
@@ -105,6 +105,11 @@ class Evidence:
     unconverged: int = 0
     sampled: bool = False
 
+    @property
+    def told(self) -> bool:
+        """Whether all that the doubt is made of is finite."""
+        return all(map(math.isfinite, (self.moved, self.undecided, self.asked, self.pulled)))
+
     @classmethod
     def of(cls, update: Update, forgotten: int, present: int) -> Evidence:
         """Return what an update tells.
@@ -169,8 +174,10 @@ class Drift:
         return cls(**{field.name: known[field.name] for field in fields(cls) if known.get(field.name) is not None})
 
     def after(self, evidence: Evidence) -> Drift:
-        """Return the drift after one more request."""
+        """Return the drift after one more request; one of which nothing can be told counts as one without a step."""
         n = evidence.forgotten
+        if not evidence.told:  # the sums go into ledgers, which hold finite numbers alone
+            evidence = replace(evidence, steps=0, moved=0.0, undecided=0.0, asked=0.0, pulled=0.0)
         return Drift(
             requests=self.requests + 1,
             trained=self.trained or evidence.present,
@@ -261,9 +268,9 @@ def _against(evidence: Evidence, drift: Drift, tolerance: Tolerance, kept: bool)
         )
         undone = "a correction would have left the weights as they were"
         yield f"No step brought the model nearer to having forgotten: {done if kept else undone}."
-    if not math.isfinite(drift.doubt):
+    if not (evidence.told and math.isfinite(drift.doubt)):
         yield "How much may be left cannot be told: numbers that the doubt is made of are not finite."
-    if drift.doubt > tolerance.doubt and (evidence.steps or drift.requests > 1):
+    elif drift.doubt > tolerance.doubt and (evidence.steps or drift.requests > 1):
         yield _doubt(drift, f"more than the {tolerance.doubt:.0%} that are tolerated", kept)
     if drift.removed > tolerance.removed:
         said = "have been forgotten" if kept else "would have been forgotten by correcting"

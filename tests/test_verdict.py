@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningError, UnlearningRequest
 from lightning_ifru.curvature import GaussNewton
 from lightning_ifru.errors import IncompleteError
+from lightning_ifru.ledger import entries_of
 from lightning_ifru.looseness import WEAKER, pair_moves
 from lightning_ifru.newton import NewtonSearch
 from lightning_ifru.retraining import redraw
@@ -61,6 +62,16 @@ def test_where_a_correction_is_not_kept_nothing_is_said_to_be_left(changes):
     assert "have left" in wouldbe.reasons[0] or "would have been" in wouldbe.reasons[0]
     said = " ".join(wouldbe.reasons)
     assert not any(false in said for false in ("may be left", "are without", "interactions have been"))
+
+
+@pytest.mark.parametrize("name", ["moved", "undecided", "asked", "pulled"])
+def test_of_what_cannot_be_told_a_number_stays(name):
+    """And one that a ledger may hold: else the checkpoint that it is in would be refused."""
+    found, drift = judge(Evidence(**GOOD | {name: math.nan}), Drift(), Tolerance())
+    assert len(found.reasons) == 1
+    assert drift.doubt == 1.0
+    assert entries_of({"ledger": [{"drift": vars(drift)}]})
+    assert judge(Evidence(**GOOD), drift, Tolerance())[0].name == ADVISED
 
 
 def test_what_small_requests_leave_adds_up():

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from lightning_ifru import DataError, UnlearningRequest, scan_packed
 from lightning_ifru.cli import main
 from lightning_ifru.needles import Needles, is_telling
+from lightning_ifru.outputs import sha256_of
 from lightning_ifru.purging import purge, to_purge
 from lightning_ifru.scan import look, scan
 
@@ -674,21 +675,22 @@ def test_a_purge_of_one_training_leaves_the_other_and_says_so(folder):
     assert report.checkpoints["other.ckpt"] == "remembers"
 
 
-def test_a_ledger_tells_its_own_line_of_models(folder):
+def test_a_ledger_tells_of_which_file_the_newer_one_was_made(folder):
     """One that has unlearned another request before: its ledger is the beginning of the newer one."""
     entry = torch.load(folder / "after.ckpt", weights_only=True)["callbacks"]
     (name,) = (name for name, state in entry.items() if "ledger" in state)
     first = entry[name]["ledger"][0] | {"id": "0" * 32, "checkpoint_before": "0" * 64}
-
-    def with_entries(*entries):
-        return lambda content: content["callbacks"][name].update(ledger=list(entries))
-
-    last = entry[name]["ledger"][0] | {"checkpoint_before": None}
     edited(folder / "before.ckpt", lambda c: c["callbacks"].update({name: {"ledger": [first]}}))
-    edited(folder / "after.ckpt", with_entries(last))
-    assert "no ledger says" in refused(folder)["before.ckpt"]
-    edited(folder / "after.ckpt", with_entries(first, last))
-    assert [path.name for path in to_purge(look(folder, folder / "forget.csv"))] == ["before.ckpt"]
+    # After further epochs the ledger is the same, and the newer one was not made of these.
+    edited(folder / "before.ckpt", lambda c: c.update(epoch=99), folder / "further-epochs.ckpt")
+    for before, purged in ((None, []), (sha256_of(folder / "before.ckpt"), ["before.ckpt"])):
+        last = entry[name]["ledger"][0] | {"checkpoint_before": before}
+        edited(folder / "after.ckpt", lambda c, last=last: c["callbacks"][name].update(ledger=[first, last]))
+        found = look(folder, folder / "forget.csv")
+        assert [path.name for path in to_purge(found)] == purged
+        report = purge(found, to_purge(found))
+        assert "no ledger says" in report.kept["further-epochs.ckpt"]
+        assert (folder / "further-epochs.ckpt").exists()
 
 
 def test_a_training_anew_under_the_same_callback_stands_for_none_before_it(folder, planted, tmp_path):

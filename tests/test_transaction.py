@@ -97,6 +97,36 @@ def test_an_output_that_cannot_be_written_is_refused(world, place, sentence):
     state.check()
 
 
+def test_what_is_written_is_on_the_disk_before_its_name_and_its_name_before_the_ledger(world, monkeypatch):
+    done = []
+
+    def note(which):
+        call = getattr(os, which)
+
+        def noting(first, *more):
+            result = call(first, *more)
+            found = os.stat(*more) if more else os.fstat(first)
+            done.append((which, found.st_ino, found.st_size))
+            return result
+
+        monkeypatch.setattr(os, which, noting)
+
+    note("fsync")
+    note("replace")
+    ledger = world.folder / LEDGER
+    for changes in ({}, {"ckpt_path": None, "request": UnlearningRequest(users=["person-004"])}):
+        done.clear()
+        new = not ledger.exists()
+        world.call(**changes)
+        names = {path.stat().st_ino: path for path in (world.output, world.folder, ledger)}
+        sizes = {world.output: world.output.stat().st_size, ledger: ledger.stat().st_size}
+        ours = [(which, names[inode], size) for which, inode, size in done if inode in names]
+        seen = [(which, path) for which, path, size in ours if sizes.get(path, size) == size]
+        wanted = [("fsync", world.output), ("replace", world.output), ("fsync", world.folder), ("fsync", ledger)]
+        wanted += [("fsync", world.folder)] if new else []
+        assert [event for event in seen if event != ("replace", ledger)] == wanted
+
+
 def test_an_output_takes_the_place_of_what_is_there(world):
     world.output.write_text("mine")
     world.call()
@@ -339,11 +369,17 @@ def test_an_interruption_at_any_call_leaves_the_old_state_or_the_new(world, make
 # --- two processes
 
 
-def test_a_second_process_is_refused_while_the_first_is_at_work(world):
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_second_process_is_refused_while_the_first_is_at_work(world, make_trainer, best, asked):
+    if not asked:  # the folder of the checkpoint callback
+        world.trainer = make_trainer(callbacks=[world.callback, best()], max_epochs=1)
+        world.trainer.fit(world.model, datamodule=world.data)
+        world.output = None
+    folder = world.folder if asked else Path(world.trainer.checkpoint_callback.best_model_path).parent
     ear, mouth = os.pipe()
     child = os.fork()
     if not child:
-        with alone_in(world.folder):
+        with alone_in(folder):
             os.write(mouth, b".")
             signal.pause()
     try:
@@ -358,8 +394,8 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(world):
         os.waitpid(child, 0)
         os.close(ear)
         os.close(mouth)
-    world.call()  # a lock does not outlive its process
-    world.check_new()
+    written = Path(world.call().checkpoint)  # a lock does not outlive its process
+    assert written.parent == folder
 
 
 def test_of_many_at_once_one_is_let_in_at_a_time(tmp_path):

@@ -47,7 +47,7 @@ def check_leftovers(module: IFRUMixin, data: InteractionDataModule) -> None:
     }
     state = {"state_dict": buffers, "callbacks": {one.state_key: one.state_dict() for one in callbacks}}
     needles = Needles(data.pending)
-    for settings in saved_settings(module):
+    for settings in saved_settings(module) or [{}]:
         _refuse(hits_in(state | {"hyper_parameters": settings}, needles), needles)
 
 

@@ -12,6 +12,7 @@ import torch
 from lightning_ifru import IFRU, IFRUCallback, ObjectiveError, UnlearningRequest
 from lightning_ifru.opaque import read_all
 from lightning_ifru.scan import scan
+from lightning_ifru.unlearning import Unlearning
 
 NUMBER = 7_340_112_905_866
 
@@ -38,6 +39,11 @@ def buffer(tensor):
     return lambda model, trainer: model.register_buffer("kept", tensor)
 
 
+def bare(model, trainer):
+    del model._hparams, model._hparams_initial
+    trainer.callbacks.append(Seen(["person-003"]))
+
+
 PEOPLE = UnlearningRequest(users=["person-003"])
 PAIR = ("person-003", "film-001")
 #: What to plant, the request, and what is said of it.
@@ -59,6 +65,7 @@ PLANTED = {
         UnlearningRequest(interactions=[PAIR]),
         r"a pair .* at 'callbacks\.Seen",
     ),
+    "a callback beside a module without settings": (bare, PEOPLE, r"an id .* at 'callbacks\.Seen\.seen"),
 }
 
 
@@ -71,7 +78,8 @@ def ready(make_data, make_model, make_trainer):
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_an_id_beside_weights_and_data_is_refused_before_anything_is_done(what, ready, snapshot):
+def test_an_id_beside_weights_and_data_is_refused_before_anything_is_done(what, ready, snapshot, monkeypatch):
+    monkeypatch.setattr(Unlearning, "solve", lambda *_: pytest.fail("it was solved"))
     plant, request, said = PLANTED[what]
     trainer, model, data = ready
     if request is not PEOPLE:

@@ -14,6 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ifru.ledger import Entry, entries_in
 
+_Identity = tuple[int, int, int]
+#: By file as it was, the last entry of its ledger: to read a checkpoint takes as long as to forget somebody.
+_LAST: dict[_Identity, str] = {}
+
 
 def checkpoint_folder(trainer: lightning.Trainer) -> Path | None:
     """Return the folder that the trainer writes checkpoints into, or ``None`` where it writes none."""
@@ -80,10 +84,35 @@ def stand_for(trainer: lightning.Trainer, path: Path) -> None:
             callback.last_model_path = str(path) if callback.save_last else ""
 
 
+def remember(path: Path, entries: Sequence[Entry]) -> None:
+    """Keep in mind with which entry the ledger in a file ends, as long as the file is as it is now."""
+    last = entries[-1].get("id") if entries else ""
+    if last is not None and (file := _identity(path)) is not None:
+        _LAST[file] = last
+
+
 def _has_forgotten(path: Path, entries: Sequence[Entry]) -> bool:
     """Whether a file's ledger has all entries; not so where it cannot be read, or there is nothing to go by."""
+    if not entries:
+        return False
+    # A ledger only grows: one that ends before the last of these entries lacks that.
+    file = _identity(path)
+    last = _LAST.get(file) if file is not None else None
+    if last == "" or last in [entry.get("id", "") for entry in entries[:-1]]:
+        return False
     theirs = entries_in(path) or []
-    return bool(entries) and all(entry in theirs for entry in entries)
+    if all(entry in theirs for entry in entries):
+        return True
+    remember(path, theirs)
+    return False
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _callbacks(trainer: lightning.Trainer) -> list[Checkpoint]:

@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ifru.bounded import printable
-from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint
+from lightning_ifru.checkpoints import checkpoint_folder, loaded_checkpoint, new_checkpoint, remember
 from lightning_ifru.errors import RankError
 from lightning_ifru.ledger import Entry, Ledger
 from lightning_ifru.ledger_check import chain, entries_beside, written_with
@@ -113,6 +113,7 @@ class Target:
         if self.ranks.rank == 0:
             self.transaction.publish()
             digest = self.note(entries, self.path)
+            remember(self.path, entries)
         try:
             self.ranks.meet()
         except RankError as error:

@@ -4,6 +4,7 @@ import copy
 import csv
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +28,9 @@ from lightning_ifru import (
     RequestError,
     UnlearningError,
     UnlearningRequest,
+    checkpoints,
 )
+from lightning_ifru.ledger import entries_in
 from lightning_ifru.models import LightGCN
 
 SPLITS = ("train", "val", "test")
@@ -629,6 +632,23 @@ def test_every_file_that_remembers_is_listed_once(trained, make_trainer, make_mo
         make_data(), model=model, request=UnlearningRequest(users=["person-011"]), ckpt_path=report.checkpoint
     )
     assert loaded.older_checkpoints == [report.checkpoint]
+
+
+def test_older_checkpoints_are_read_once_and_again_when_they_have_changed(trained, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoints, "entries_in", lambda path: read.append(str(path)) or entries_in(path))
+    callback = IFRUCallback(IFRU(max_steps=1), evaluate=False)
+    trainer, _, data = trained(callbacks=[callback, ModelCheckpoint()], max_epochs=1)
+    fitted, written = trainer.checkpoint_callback.best_model_path, []
+    for user in (4, 9, 12):
+        report = trainer.unlearn(data, request=UnlearningRequest(users=[data.user_ids[user]]))
+        assert set(report.older_checkpoints) == {fitted, *written}
+        written.append(report.checkpoint)
+    assert read == [fitted], "once, and none that this process has written"
+    shutil.copyfile(written[2], written[0])
+    older = checkpoints.older_checkpoints(trainer, Path(written[2]), callback.ledger)
+    assert set(older) == {fitted, written[1]}, "what stands there now has forgotten all"
+    assert read == [fitted, written[0]]
 
 
 def test_a_later_fit_chooses_its_best_among_models_that_have_forgotten(trained, best):

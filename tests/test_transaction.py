@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningRequest
+from lightning_ifru import IFRU, DataError, IFRUCallback, UnlearningRequest, checkpoints
 from lightning_ifru.ledger import Ledger
 from lightning_ifru.ledger_check import check_ledger
 from lightning_ifru.newton import NewtonSearch
@@ -338,7 +338,7 @@ class Interrupting:
         sys.setprofile(None)
 
 
-def test_an_interruption_at_any_call_leaves_the_old_state_or_the_new(world, make_data, make_model):
+def test_an_interruption_at_any_call_leaves_the_old_state_or_the_new(world, make_data, make_model, monkeypatch):
     with Interrupting() as counting:
         world.call()
     world.check_new()
@@ -350,6 +350,7 @@ def test_an_interruption_at_any_call_leaves_the_old_state_or_the_new(world, make
         for name in ("unlearned.ckpt", LEDGER):
             (world.folder / name).unlink(missing_ok=True)
         world.data, world.model, world.callback.ledger = make_data(), make_model(), []
+        monkeypatch.setattr(checkpoints, "_LAST", {})  # as many calls as the first time
         state = world.snapshot()
         try:
             with Interrupting(moment) as interrupting:
